@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
-from aiosmtplib import SMTP, SMTPResponseException
+from aiosmtplib import SMTPResponseException
 
 from market.kit.process.tasks import FAILURES
 from market.notifications import metrics
@@ -16,6 +16,7 @@ from market.notifications.app import Clients
 from market.notifications.config import Config
 from market.notifications.domain import Mail, MailDeferred, MailRejected, MailServerUnavailable, SenderRejected
 from market.notifications.mail import replies
+from market.notifications.mail.connection import Connection
 from market.notifications.mail.smtp import SmtpClient
 from tests.notifications.conftest import Mailing, event, is_paused, message_ids
 from tests.support.ports import free_port
@@ -171,7 +172,7 @@ class FlakyClient(SmtpClient):
         super().__init__(config.smtp, config.mail.address)
         self.failures = [MailServerUnavailable("refused"), RuntimeError("unexpected"), KeyError("unexpected")]
 
-    async def _connect(self) -> SMTP:
+    async def _connect(self) -> Connection:
         if self.failures:
             raise self.failures.pop(0)
         return await super()._connect()

@@ -18,6 +18,7 @@ from market.kit.tls import ReloadingContext
 from market.notifications import config, metrics
 from market.notifications.domain import Mail, MailDeferred, MailRejected, MailServerUnavailable, SenderRejected
 from market.notifications.mail import replies
+from market.notifications.mail.connection import Connection
 
 log = logs.get_logger("smtp")
 
@@ -41,7 +42,9 @@ class SmtpClient:
         self._ehlo_hostname = smtp.ehlo_hostname or _host_name()
         # Idle connections, each with the time.monotonic() at which it became idle. They are used from the end, so that
         # the others expire when there is little to send.
-        self._idle: list[tuple[SMTP, float]] = []
+        self._idle: list[tuple[Connection, float]] = []
+        # Closes idle connections once they have been idle for too long. None while there is none.
+        self._expiry: asyncio.TimerHandle | None = None
         self._available = asyncio.Event()
         self._available.set()
         self._reconnecting: asyncio.Task[None] | None = None
@@ -70,9 +73,7 @@ class SmtpClient:
             self._set_unavailable(e)
             raise
         try:
-            async with asyncio.timeout(3 * self._config.timeout_seconds):
-                await connection.rcpt(mail.recipient, encoding="utf-8")
-                await connection.data(mail.content)
+            await connection.complete(mail)
         except SMTPResponseException as e:
             await self._abort(connection, e.code)
             self._release(connection)
@@ -95,13 +96,16 @@ class SmtpClient:
         """Close the connections, with QUIT."""
         if self._reconnecting is not None:
             self._reconnecting.cancel()
+        if self._expiry is not None:
+            self._expiry.cancel()
         idle, self._idle = self._idle, []
         for connection, _ in idle:
             with suppress(SMTPException, OSError, TimeoutError):
-                await connection.quit(timeout=1)
+                async with asyncio.timeout(1):
+                    await connection.quit()
             connection.close()
 
-    async def _begin(self, mail: Mail) -> SMTP:
+    async def _begin(self, mail: Mail) -> Connection:
         """Return a connection on which the server has accepted MAIL FROM. It is new if no idle one can be used.
 
         Raises MailRejected, MailDeferred or MailServerUnavailable.
@@ -109,11 +113,11 @@ class SmtpClient:
         while True:
             reused = self._acquire_idle()
             connection = reused or await self._connect()
-            if mail.needs_smtputf8 and not connection.supports_extension("smtputf8"):
+            if mail.needs_smtputf8 and not connection.has_smtputf8:
                 self._release(connection)
                 raise MailRejected("the address needs SMTPUTF8, which the mail server does not offer")
             try:
-                await self._mail_from(connection, len(mail.content), utf8=mail.needs_smtputf8)
+                await connection.begin(self._sender, mail)
             except SMTPSenderRefused as e:
                 if e.code == _CLOSING and reused is not None:
                     connection.close()
@@ -139,7 +143,7 @@ class SmtpClient:
             tls_context.load_verify_locations(self._config.ca_file)
         return tls_context
 
-    async def _connect(self) -> SMTP:
+    async def _connect(self) -> Connection:
         """Return a new connection, encrypted and logged in as configured. Raises MailServerUnavailable."""
         c = self._config
         try:
@@ -161,15 +165,15 @@ class SmtpClient:
             await smtp.connect()
             if smtp.is_ehlo_or_helo_needed:
                 await _greet(smtp)
+            return Connection(smtp, c.timeout_seconds)
         except (SMTPException, OSError, TimeoutError, ValueError) as e:
             smtp.close()
             raise MailServerUnavailable(_describe(e)) from None
         except BaseException:
             smtp.close()
             raise
-        return smtp
 
-    def _acquire_idle(self) -> SMTP | None:
+    def _acquire_idle(self) -> Connection | None:
         while self._idle:
             connection, since = self._idle.pop()
             if connection.is_connected and time.monotonic() - since < self._config.keepalive_seconds:
@@ -177,40 +181,46 @@ class SmtpClient:
             connection.close()
         return None
 
-    def _release(self, connection: SMTP) -> None:
+    def _release(self, connection: Connection) -> None:
         if not connection.is_connected:
             return
         self._idle.append((connection, time.monotonic()))
-        asyncio.get_running_loop().call_later(self._config.keepalive_seconds, self._close_idle)
+        if self._expiry is None:
+            self._expire_after(self._config.keepalive_seconds)
+
+    def _expire_after(self, seconds: float) -> None:
+        self._expiry = asyncio.get_running_loop().call_later(seconds, self._close_idle)
 
     def _close_idle(self) -> None:
         """Close the connections that have been idle for too long."""
-        while self._idle and time.monotonic() - self._idle[0][1] >= self._config.keepalive_seconds - 0.01:
+        now = time.monotonic()
+        while self._idle and now - self._idle[0][1] >= self._config.keepalive_seconds - 0.01:
             self._idle.pop(0)[0].close()
+        self._expiry = None
+        if self._idle:
+            self._expire_after(self._config.keepalive_seconds - (now - self._idle[0][1]))
 
-    async def _abort(self, connection: SMTP, code: int) -> None:
+    async def _abort(self, connection: Connection, code: int) -> None:
         """Abort the mail to which the server replied with `code`. Close the connection if it is no longer usable."""
-        if code != _CLOSING:
-            with suppress(SMTPException, OSError, TimeoutError):
-                await connection.rset()
-                return
-        connection.close()
+        usable = False
+        try:
+            if code != _CLOSING:
+                await connection.reset()
+                usable = True
+        except (SMTPException, OSError, TimeoutError):
+            pass
+        finally:
+            # Also if this is cancelled.
+            if not usable:
+                connection.close()
 
-    async def _mail_from(self, connection: SMTP, size: int, *, utf8: bool = False) -> None:
-        options = [f"SIZE={size}"] if connection.supports_extension("size") else []
-        if utf8:
-            # The mail's header To is not ASCII.
-            options += ["SMTPUTF8", "BODY=8BITMIME"]
-        await connection.mail(self._sender, options=options)
-
-    async def _check_sender(self, connection: SMTP) -> None:
+    async def _check_sender(self, connection: Connection) -> None:
         """Check that the server accepts the sender, without sending a mail.
 
         If it does not, close the connection and raise SenderRejected or MailServerUnavailable.
         """
         try:
-            await self._mail_from(connection, 1)
-            await connection.rset()
+            await connection.check_sender(self._sender)
         except SMTPSenderRefused as e:
             await self._abort(connection, e.code)
             try:
@@ -221,6 +231,9 @@ class SmtpClient:
         except (SMTPException, OSError, TimeoutError) as e:
             connection.close()
             raise MailServerUnavailable(f"no reply to MAIL FROM: {_describe(e)}") from None
+        except BaseException:
+            connection.close()
+            raise
 
     def _raise_if_sender_rejected(self, e: SMTPResponseException) -> None:
         """Raise SenderRejected after too many consecutive rejections because of a policy or a sending limit."""
