@@ -12,13 +12,12 @@ import ssl
 from pathlib import Path
 
 import uvloop
-from aiosmtpd.smtp import SMTP
 
 from market.kit.config import Log
 from market.kit.http.server import HttpServer
 from market.kit.process import logs
 from market_dev.mailcatcher.mailbox import Mailbox
-from market_dev.mailcatcher.smtp import Authenticator, Handler
+from market_dev.mailcatcher.smtp import Authenticator, Handler, Session
 from market_dev.mailcatcher.web import app
 
 
@@ -46,8 +45,8 @@ async def _main(options: argparse.Namespace) -> None:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         tls.load_cert_chain(options.tls)
 
-    def session() -> SMTP:
-        return SMTP(
+    def session() -> Session:
+        return Session(
             handler,
             hostname="mail.market.test",
             ident="Market mail catcher",
