@@ -97,6 +97,24 @@ async def test_an_error_reaches_all_callers_of_the_read_and_the_next_caller_read
     assert await again == 1
 
 
+async def test_a_call_is_pending_until_its_read_begins() -> None:
+    register = Register()
+    reads: SharedReads[str, int] = SharedReads(register.read, name="test")
+    assert not reads.has_pending("a")
+    first = await _call(reads, "a")
+    assert reads.has_pending("a")
+    await register.next_start()
+    assert not reads.has_pending("a")
+    later = await _call(reads, "a")
+    assert reads.has_pending("a")
+    assert not reads.has_pending("b")
+    register.release(0)
+    await register.next_start()
+    assert not reads.has_pending("a")
+    register.release(1)
+    assert await asyncio.gather(first, later) == [1, 1]
+
+
 async def test_nothing_is_kept_for_an_item_that_nobody_waits_for() -> None:
     register = Register()
     reads: SharedReads[str, int] = SharedReads(register.read, name="test")

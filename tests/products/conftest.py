@@ -36,7 +36,7 @@ from market.kit.rpc.client import CHANNEL_OPTIONS
 from market.products import app
 from market.products.availability.cache import AvailabilityCache, connect
 from market.products.clients import InventoryClient
-from market.products.config import Availability, Config, Redis
+from market.products.config import Availability, Config, ReadAdmission, Redis
 from tests.support import earlier_version
 from tests.support.ports import free_port
 from tests.support.processes import ServiceProcess
@@ -206,11 +206,13 @@ def start(migrated_database: Postgres, postgres: Any, redis_server: Any) -> Star
         cors_origins: tuple[str, ...] = (),
         auth: Auth = Auth(),
         service_identity: ServiceIdentity | None = None,
+        admission: ReadAdmission = ReadAdmission(),
     ) -> AsyncIterator[RunningProducts]:
         url = f"redis://{redis_server.host}:{redis_port or redis_server.port}/0"
         config = Config(
             admin=Listen(port=free_port()),
             http=Http(port=free_port(), cors_origins=cors_origins),
+            admission=admission,
             postgres=migrated_database,
             redis=Redis(url=url, timeout_seconds=redis_seconds),
             inventory=GrpcUpstream(target=f"dns:///127.0.0.1:{inventory_port}", timeout_seconds=PATIENCE),

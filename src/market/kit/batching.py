@@ -346,6 +346,10 @@ class SharedReads(Generic[Item, Result]):
         """The number of different items that callers wait for."""
         return len(self._batchers)
 
+    def has_pending(self, item: Item) -> bool:
+        """Return whether a call for the item has not begun yet. A caller that arrives now shares it."""
+        return item in self._batchers and self._batchers[item][0].pending > 0
+
     async def _flush(self, items: list[Item]) -> list[Result]:
         return [await self._read(item) for item in items]
 

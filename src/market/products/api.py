@@ -214,15 +214,19 @@ def routes(deps: Deps, admission: Admission) -> dict[str, Endpoint]:
     # Most visitors read the same few pages. Concurrent requests for the same page share one query.
     shared_pages = SharedReads(read_page, name="products.get-page")
 
+    def weigh(query: ListQuery) -> int:
+        """Return how many products are read if the page is requested now. One that shares a read counts as one."""
+        return 1 if _is_shared(query) and shared_pages.has_pending(query) else _weigh(query)
+
     async def get_page(request: Request) -> Response:
         reject_unsupported_preconditions(request)
         query = parse_query(request, ListQuery)
         if query.stock:
             access.PRODUCTS["GET /api/product?stock=true"].require(identity.get())
-        async with admission(request, _weigh(query)):
-            # Lists of ids differ from caller to caller, and not everybody may see the stock.
-            shared = query.ids is None and not query.stock
-            body = await (shared_pages(query) if shared else read_page(query))
+        async with admission(request, weigh(query)) as ticket:
+            # If it has waited, the read that it would have shared may have begun.
+            await ticket.increase_weight(weigh(query))
+            body = await (shared_pages(query) if _is_shared(query) else read_page(query))
             return json_response(body, 200, _cache_headers(stock=query.stock))
 
     async def post(request: Request) -> Response:
@@ -270,6 +274,11 @@ def routes(deps: Deps, admission: Admission) -> dict[str, Endpoint]:
         "PUT /api/product": put,
         "DELETE /api/product/{id}": delete,
     }
+
+
+def _is_shared(query: ListQuery) -> bool:
+    # Lists of ids differ from caller to caller, and not everybody may see the stock.
+    return query.ids is None and not query.stock
 
 
 def _weigh(query: ListQuery) -> int:
