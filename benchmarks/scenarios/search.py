@@ -15,8 +15,10 @@ from benchmarks.testbed import Testbed
 MAX_P99_MS = 50
 # Without availability, as in the scenario of pages.
 _PAGE = "/api/product?limit=20&availability=false"
-# How many different searches of a kind are sent.
+# How many different searches of a kind are sent, and how many of them in one round. With fewer, the p99 would be the
+# longest one.
 _SEARCHES = 40
+_SEARCHES_PER_ROUND = 320
 KINDS = ("one product", "about 1,000 products", "many products")
 
 
@@ -44,9 +46,11 @@ async def prepare(testbed: Testbed) -> Contestants:
             raise RuntimeError(f"the search for {kind} finds something else: {page}")
     testbed.pin("products")
 
-    def contestant(workload: str, **params: Any) -> Any:
+    def contestant(workload: str, *, count: int | None = None, **params: Any) -> Any:
+        load = {"workload": workload, "params": params, "connections": 1, "count": count}
+
         async def measure() -> Measurement:
-            measured = await testbed.closed_loop(port=port, workload=workload, params=params, connections=1)
+            measured = await testbed.closed_loop(port=port, **load)
             assert measured.latency is not None
             measured.value = measured.latency.p99
             return measured
@@ -54,7 +58,9 @@ async def prepare(testbed: Testbed) -> Contestants:
         return measure
 
     first_page = contestant("get", path=_PAGE)
-    return {**{kind: contestant("get_any", paths=paths[kind]) for kind in KINDS}, "first page": first_page}
+    per_round = None if testbed.smoke else _SEARCHES_PER_ROUND
+    kinds = {kind: contestant("get_any", count=per_round, paths=paths[kind]) for kind in KINDS}
+    return {**kinds, "first page": first_page}
 
 
 def judge(measurements: Measurements) -> list[Row]:
