@@ -7,7 +7,7 @@ import asyncio
 from prometheus_client import REGISTRY
 
 from market.products.config import ReadAdmission
-from tests.products.conftest import FakeInventory, Start
+from tests.products.conftest import FakeInventory, Start, serving
 from tests.support.waiting import until
 
 
@@ -15,11 +15,10 @@ def _admitted() -> float:
     return REGISTRY.get_sample_value("market_admission_admitted_total", {"size": "small"}) or 0
 
 
-async def test_a_request_that_shares_a_read_does_not_wait_for_its_own(
-    start: Start, inventory: FakeInventory, _fake_inventory_port: int
-) -> None:
+async def test_a_request_that_shares_a_read_does_not_wait_for_its_own(start: Start, inventory: FakeInventory) -> None:
     # Enough for the read in flight, the next one, and nine requests that share it; a fourth read would have to wait.
-    async with start(_fake_inventory_port, admission=ReadAdmission(max_small_weight=2 * 20 + 9)) as products:
+    limits = ReadAdmission(max_small_weight=2 * 20 + 9)
+    async with serving(inventory) as port, start(port, admission=limits) as products:
         await products.create()
         await products.redis.flushall()
         gate = inventory.gate = asyncio.Event()
@@ -36,10 +35,9 @@ async def test_a_request_that_shares_a_read_does_not_wait_for_its_own(
     assert len({response.content for response in responses}) == 1
 
 
-async def test_requests_for_different_pages_wait_for_each_other(
-    start: Start, inventory: FakeInventory, _fake_inventory_port: int
-) -> None:
-    async with start(_fake_inventory_port, admission=ReadAdmission(max_small_weight=20)) as products:
+async def test_requests_for_different_pages_wait_for_each_other(start: Start, inventory: FakeInventory) -> None:
+    limits = ReadAdmission(max_small_weight=20)
+    async with serving(inventory) as port, start(port, admission=limits) as products:
         await products.create()
         await products.redis.flushall()
         gate = inventory.gate = asyncio.Event()
