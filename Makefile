@@ -12,6 +12,8 @@ help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 install: $(VENV)/.installed ## create the environment in .venv (locked versions and hashes)
+	@# Compile what has changed since: with PYTHONDONTWRITEBYTECODE, each start of a service would do that again.
+	@$(BIN)/python -m compileall -q src dev
 
 $(VENV)/.installed: requirements.lock tests/requirements.lock pyproject.toml dev/pyproject.toml
 	@PYTHON=$(PYTHON) scripts/install.sh

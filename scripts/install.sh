@@ -41,4 +41,3 @@ if ! { "${install[@]}" --require-hashes -r requirements.lock && "${install[@]}" 
   exit 1
 fi
 "${install[@]}" --no-build-isolation --no-deps -e . -e ./dev 2>"$log" || { cat "$log" >&2; exit 1; }
-.venv/bin/python -m compileall -q src dev

@@ -15,16 +15,18 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 import aiohttp
 import msgspec
 
-from market.kit.auth.service_tokens import ServiceTokens
 from market.kit.errors import Unavailable
 from market_dev.stack.topology import DEFAULT_DATA, LAST_PORT_BASE, ports
 from market_dev.tokens import Credentials
+
+if TYPE_CHECKING:
+    from market.kit.auth.service_tokens import ServiceTokens
 
 PRODUCTS, ORDERS = "/api/product", "/api/order"
 # What an Idempotency-Key may contain unencoded.

@@ -13,17 +13,19 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import aiohttp
 import msgspec
 
-from market.kit.auth.config import Auth, ServiceIdentity
-from market.kit.auth.fetch import FetchError, fetch
-from market.kit.auth.issuer import Issuer
-from market.kit.auth.service_tokens import ServiceTokens, service_tokens
 from market_dev.stack import sign_in
 from market_dev.stack.sign_in import CLI, TOOLS, SignIn
+
+if TYPE_CHECKING:
+    # Imported where somebody signs in: with the cryptography, it takes 0.3 s.
+    from market.kit.auth.config import Auth
+    from market.kit.auth.service_tokens import ServiceTokens
 
 _VARIABLES = ("MARKET_ISSUER", "MARKET_CLIENT_ID", "MARKET_CLIENT_SECRET")
 _TIMEOUT_SECONDS = 10.0
@@ -65,11 +67,16 @@ class Credentials:
 
     def tokens(self) -> AbstractAsyncContextManager[ServiceTokens | None]:
         """Return a context manager with the program's tokens, which are renewed in time. Raises SignInFailed."""
+        from market.kit.auth.config import ServiceIdentity
+        from market.kit.auth.service_tokens import service_tokens
+
         identity = ServiceIdentity(client_id=self.client_id, client_secret=self.client_secret)
         return service_tokens(identity, _auth(self.issuer))
 
 
 def _auth(issuer: str) -> Auth:
+    from market.kit.auth.config import Auth
+
     try:
         return Auth(issuer=issuer)
     except ValueError as e:
@@ -78,6 +85,9 @@ def _auth(issuer: str) -> Auth:
 
 async def person_token(stack: SignIn, name: str) -> str:
     """Return an access token of a person of the local stack. Raises SignInFailed."""
+    from market.kit.auth.fetch import FetchError, fetch
+    from market.kit.auth.issuer import Issuer
+
     if name not in (names := [person.name for person in stack.people]):
         raise SignInFailed(f"nobody is called {name}: {', '.join(names)} can sign in")
     if stack.password is not None:

@@ -1,8 +1,15 @@
-"""The demo catalogue: 40 products for a first start, with images that the gateway serves."""
+"""The demo catalogue: 40 products for a first start, with images that the gateway serves.
+
+    python -m market_dev.commands.demo
+
+creates it in a process of its own, whose memory `market up` does not keep. It reads a Shop as JSON from standard input,
+and writes the number of products that it has created to standard output.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +34,13 @@ class DemoProduct(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     currency: str
     stock: Annotated[int, Meta(ge=0)]
     image: Annotated[str, Meta(pattern=r"^/images/[a-z0-9-]+\.svg$")]
+
+
+class Shop(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where to create it: the base URL of products, and the credentials for a shop that requires sign-in."""
+
+    products: str
+    credentials: Credentials | None = None
 
 
 def catalogue() -> list[DemoProduct]:
@@ -58,3 +72,12 @@ async def create(shop: ShopClient, product: DemoProduct) -> Created:
         "stock": product.stock,
     }
     return await shop.create_product(body, f"demo:{product.slug}")
+
+
+def main() -> None:
+    shop = msgspec.json.decode(sys.stdin.buffer.read(), type=Shop)
+    print(asyncio.run(create_catalogue(shop.products, shop.credentials)))
+
+
+if __name__ == "__main__":
+    main()

@@ -8,10 +8,12 @@ import json
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,12 +24,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from market_dev.stack import processes
 from market_dev.stack.data_directory import write_json
 from market_dev.stack.servers.base import StartError
 from market_dev.stack.sign_in import SignIn
 from market_dev.stack.stack import Stack
 from market_dev.stack.topology import DEFAULT_DATA, DEFAULT_PORT_BASE, LAST_PORT_BASE, Options
-from market_dev.tokens import Credentials
 
 
 class Kafka(StrEnum):
@@ -150,11 +152,12 @@ async def _up(options: Options, console: Console, *, empty: bool, file: Path | N
     if file is not None:
         file.unlink(missing_ok=True)
     try:
-        with _progress(stack, console):
-            await _unless(stopping, stack.start())
+        with _demo_process(empty) as demo:
+            with _progress(stack, console):
+                await _unless(stopping, stack.start())
+            if demo is not None and not stopping.is_set():
+                await _unless(stopping, _create_demo_catalogue(stack, console, demo))
         if not stopping.is_set():
-            if not empty:
-                await _unless(stopping, _create_demo_catalogue(stack, console))
             product = await asyncio.to_thread(_product, stack)
             if not stopping.is_set():
                 ready = True
@@ -185,14 +188,39 @@ async def _unless(stopping: asyncio.Event, work: Any) -> None:
     task.result()
 
 
-async def _create_demo_catalogue(stack: Stack, console: Console) -> None:
-    from market_dev.commands import demo
+@contextmanager
+def _demo_process(empty: bool) -> Iterator[subprocess.Popen[bytes] | None]:
+    """Start the process that creates the demo catalogue, which waits for its input. None if the shop is to be empty."""
+    if empty:
+        yield None
+        return
+    process = subprocess.Popen(
+        [sys.executable, "-m", "market_dev.commands.demo"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=processes.bound_to_parent(),
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
+
+async def _create_demo_catalogue(stack: Stack, console: Console, process: subprocess.Popen[bytes]) -> None:
+    """Let the process create the demo catalogue, if the shop has no products. Raises StartError."""
+    shop: dict[str, Any] = {"products": stack.urls["products"]}
+    if stack.sign_in is not None:
+        from market_dev.tokens import Credentials
+
+        shop["credentials"] = asdict(Credentials.of_stack(stack.sign_in))
     with console.status("Creating the demo catalogue ..."):
-        credentials = None if stack.sign_in is None else Credentials.of_stack(stack.sign_in)
-        created = await demo.create_catalogue(stack.urls["products"], credentials)
-    if created:
-        console.print(f"Created a demo catalogue of {created} products.", style="dim")
+        created, _ = await asyncio.to_thread(process.communicate, json.dumps(shop).encode())
+    if process.returncode:
+        raise StartError("the demo catalogue could not be created, see above")
+    if int(created):
+        console.print(f"Created a demo catalogue of {int(created)} products.", style="dim")
 
 
 @contextmanager

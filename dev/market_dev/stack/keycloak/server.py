@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from market_dev.stack import java, processes
+from market_dev.stack import cache, java, processes
 from market_dev.stack.files import write_text
 from market_dev.stack.servers.base import Server, StartError
 from market_dev.stack.servers.mail import http_ok
@@ -141,7 +141,7 @@ def why_unavailable() -> str | None:
 
 def cache_directory() -> Path:
     """Return the directory of the prepared distribution, shared by all stacks of this user."""
-    return java.cache_directory() / f"keycloak-{VERSION}-{_digest(_SHA256, *_BUILD_OPTIONS)[:12]}"
+    return cache.cache_directory() / f"keycloak-{VERSION}-{_digest(_SHA256, *_BUILD_OPTIONS)[:12]}"
 
 
 def is_prepared() -> bool:
@@ -169,7 +169,7 @@ def prepare_distribution() -> None:
             content.extractall(work)
         home = work / f"keycloak-{VERSION}"
         _run(_java(home, home, ["build", *_BUILD_OPTIONS]))
-        java.publish(home, place)
+        cache.publish(home, place)
 
 
 def _java(home: Path, distribution: Path, arguments: list[str]) -> list[str | Path]:

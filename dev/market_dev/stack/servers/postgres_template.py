@@ -1,0 +1,54 @@
+"""A PostgreSQL cluster with empty databases, kept in the cache: later stacks copy it instead of making their own.
+
+A copy takes a fifth of the CPU time. PostgreSQL's own tests do the same (INITDB_TEMPLATE). The template has nobody's
+password. All copies have the same system identifier, by which a standby recognizes its primary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from market_dev.stack.cache import cache_directory, publish
+from market_dev.stack.servers.base import StartError
+
+
+def location(version: str, made_with: Sequence[str]) -> Path:
+    """Return where the template is, or will be. It depends on PostgreSQL's version and on how the cluster is made."""
+    digest = hashlib.sha256("\n".join(made_with).encode()).hexdigest()[:12]
+    return cache_directory() / f"{version.replace(' ', '-')}-{digest}"
+
+
+def copy(source: Path, target: Path, owner: tuple[int, int] | None) -> None:
+    """Copy a cluster that is not running into an empty directory. Raises StartError.
+
+    owner: user and group of the copy; None: those of this process
+    """
+    # Not shutil.copytree, which takes twice as long for these 1,500 files.
+    done = subprocess.run(["cp", "-R", f"{source}/.", target], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise StartError(f"PostgreSQL: {source} cannot be copied: {done.stderr.strip().splitlines()[-1]}")
+    if owner is not None:
+        for directory, _, files in os.walk(target):
+            for path in (directory, *(os.path.join(directory, file) for file in files)):
+                os.chown(path, *owner)
+
+
+def keep(cluster: Path, place: Path) -> None:
+    """Make a copy of the cluster the template. If the cache cannot be written, there will be none."""
+    with suppress(OSError, StartError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=f"{place.name}.", dir=place.parent))
+        try:
+            copy(cluster, new, None)
+            # A template must not be found incomplete after a power failure.
+            subprocess.run(["sync", "--file-system", new], check=False)
+            publish(new, place)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
