@@ -17,6 +17,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from market_dev.stack import processes
 from market_dev.stack.kafka.broker import EmbeddedKafka
 from market_dev.stack.servers.mongodb import Mongodb
+from market_dev.stack.servers.postgres import Postgres
 
 from tests.support import servers
 from tests.support.ports import free_port
@@ -53,6 +54,31 @@ async def test_postgres_keeps_committed_data_when_it_is_killed(server_directory:
     finally:
         handle.stop()
     assert processes.is_free(own.port)
+
+
+async def test_a_postgres_copied_from_the_template_accepts_its_own_passwords_only(
+    server_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = server_directory / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    for name in ("without-template", "with-template"):
+        port, password = free_port(), uuid.uuid4().hex
+        own = Postgres(port, server_directory / name, server_directory / "logs", password)
+        handle = ServerHandle(own)
+        handle.start()
+        try:
+            [template] = (cache / "market").iterdir()
+            assert (template / "PG_VERSION").read_text().strip() == own.installed.major
+            assert not (template / "postmaster.pid").exists()
+            for user, database in (("postgres", "postgres"), ("products", "products"), ("inventory", "inventory")):
+                where = {"host": own.host, "port": port, "user": user, "database": database}
+                conn = await asyncpg.connect(**where, password=password)
+                assert await conn.fetchval("SELECT current_user") == user
+                await conn.close()
+                with pytest.raises(asyncpg.InvalidPasswordError):
+                    await asyncpg.connect(**where, password="wrong")
+        finally:
+            handle.stop()
 
 
 def test_mongodb_keeps_its_data_when_its_port_changes(server_directory: Path) -> None:
