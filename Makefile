@@ -47,14 +47,14 @@ $(VENV)/.bench: $(VENV)/.installed requirements/bench.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.lock
 	@touch $@
 
-bench: $(VENV)/.bench ## run the benchmarks against peers and limits (about 65 minutes; ARGS="order mail" for some scenarios)
-	@$(BIN)/python -m benchmarks.run $(ARGS)
+bench: $(VENV)/.bench ## run the benchmarks (about 70 minutes, then 30 of memory under load; ARGS="order mail" for some scenarios)
+	@$(BIN)/python -m benchmarks.run $(if $(REF),--ref $(REF)) $(ARGS)
 
 soak: install ## load the shop for 30 minutes beside hostile clients (ARGS="--minutes 3"); report in benchmarks/results/soak.md
 	@$(BIN)/python -m benchmarks.soak $(ARGS)
 
-bench-quick: $(VENV)/.bench ## run them in three short rounds (about fifteen minutes), into .market/bench
-	@$(BIN)/python -m benchmarks.run --quick --out .market/bench $(ARGS)
+bench-quick: $(VENV)/.bench ## run them in three short rounds, into .market/bench
+	@$(BIN)/python -m benchmarks.run --quick --out .market/bench $(if $(REF),--ref $(REF)) $(ARGS)
 
 bench-before: install ## compare the speed with an earlier commit (REF=v1; ARGS="--rounds 15 order" for some scenarios)
 	@[ -n "$(REF)" ] || { echo 'usage: make bench-before REF=COMMIT' >&2; exit 2; }

@@ -89,7 +89,11 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> Spread:
 
 
 class Row(Struct, kw_only=True):
-    """One row of latest.json. `met` is also False if the goal could not be judged; the remark then says why."""
+    """One row of latest.json.
+
+    met: None if there is no goal; False also if it could not be judged, and the remark then says why
+    before: the build of an earlier commit, in the rows of the section "Beside the commit before"
+    """
 
     scenario: str
     unit: str
@@ -103,3 +107,6 @@ class Row(Struct, kw_only=True):
     spread_to_peer: list[float] | None = None
     spread_to_limit: list[float] | None = None
     remark: str = ""
+    before: float | None = None
+    ratio_to_before: float | None = None
+    spread_to_before: list[float] | None = None

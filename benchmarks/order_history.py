@@ -42,8 +42,10 @@ def fill(uri: str, database: str, count: int, *, heavy: int) -> None:
     if collection.find_one({"_id": order_id(count + heavy - 1)}) is None:
         with ThreadPoolExecutor(2) as threads:
             # Two parts in flight, so that the encoding of one overlaps the insertion of another.
-            for _ in threads.map(lambda part: _insert(collection, part), _parts(count, heavy)):
-                pass
+            parts = threads.map(lambda part: _insert(collection, part), _parts(count, heavy))
+            for written, _ in enumerate(parts, 1):
+                if written * _PART % 1_000_000 == 0:
+                    print(f"  {written * _PART:,} of {count + heavy:,} orders are written", flush=True)
     client.close()
 
 

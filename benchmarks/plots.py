@@ -6,7 +6,7 @@ import statistics
 from html import escape
 from typing import Any
 
-_COLOURS = {"ours": "#2563eb", "graphql": "#2563eb", "peer": "#d97706", "limit": "#64748b"}
+_COLOURS = {"ours": "#2563eb", "graphql": "#2563eb", "peer": "#d97706", "before": "#d97706", "limit": "#64748b"}
 _WIDTH, _LEFT, _RIGHT, _ROW = 760, 150, 110, 30
 
 

@@ -21,6 +21,7 @@ from benchmarks import plots
 from benchmarks.measurements import Measurement, Row, Spread
 
 RESULTS = Path(__file__).parent / "results"
+_MET = {True: "yes", False: "**no**", None: ""}
 
 
 class Entry(msgspec.Struct, kw_only=True):
@@ -46,6 +47,9 @@ class Raw(msgspec.Struct, kw_only=True):
     entries: dict[str, Entry] = {}
     # By scenario, why its latest run has no results.
     failed: dict[str, str] = {}
+    # The commit that the scenarios before-... compare with, and why they were not run, by scenario.
+    before: str = ""
+    not_run: dict[str, str] = {}
 
     @classmethod
     def read(cls, directory: Path) -> Raw:
@@ -67,6 +71,7 @@ class Raw(msgspec.Struct, kw_only=True):
     ) -> None:
         """Add a scenario's results, replacing earlier ones."""
         self.failed.pop(scenario.name, None)
+        self.not_run.pop(scenario.name, None)
         self.entries[scenario.name] = Entry(
             name=scenario.name,
             title=scenario.title,
@@ -123,11 +128,12 @@ def write(raw: Raw, directory: Path) -> None:
         "| scenario | unit | ours | peer | limit | ratio to the peer (rounds) | ratio to the limit (rounds) | goal | "
         "met |",
         "|---|---|---|---|---|---|---|---|---|",
-        *map(_summary_row, rows),
+        *(_summary_row(row) for row in rows if row.before is None),
     ]
     if raw.failed:
         lines += ["", "Failed, so without a row of the latest run:", ""]
         lines += [f"- {name}: `{reason}`" for name, reason in raw.failed.items()]
+    lines += _beside_before(raw, [row for row in rows if row.before is not None])
     for entry in entries:
         (directory / f"{entry.name}.svg").write_text(plots.plot(entry))
         lines += _section(entry)
@@ -147,10 +153,40 @@ def judge_again(raw: Raw) -> None:
 
 
 def _summary_row(row: Row) -> str:
-    met = {True: "yes", False: "**no**", None: ""}[row.met]
+    met = _MET[row.met]
     values = f"{_number(row.ours)} | {_number(row.peer)} | {_number(row.limit)}"
     ratios = f"{_ratio(row.ratio_to_peer, row.spread_to_peer)} | {_ratio(row.ratio_to_limit, row.spread_to_limit)}"
     return f"| {row.scenario} | {row.unit} | {values} | {ratios} | {row.goal} | {met} |"
+
+
+def _beside_before(raw: Raw, rows: list[Row]) -> list[str]:
+    """Return the section of the rows with an earlier build; empty if nothing was compared with one."""
+    if not rows and not raw.not_run:
+        return []
+    lines = ["", f"## Beside the commit before ({raw.before})" if raw.before else "## Beside the commit before", ""]
+    if raw.not_run:
+        lines += ["Not run, and therefore not judged:", ""]
+        lines += [f"- {name}: {reason}" for name, reason in raw.not_run.items()]
+        lines.append("")
+    if rows:
+        lines += [
+            "Both builds in the same rounds, in random order. The ratio is ours / before: the median of the rounds' "
+            "ratios, with their range.",
+            "",
+            "| what | unit | ours | before | ratio (rounds) | goal | met |",
+            "|---|---|---|---|---|---|---|",
+            *map(_row_beside_before, rows),
+        ]
+    return lines
+
+
+def _row_beside_before(row: Row) -> str:
+    ratio = _ratio(row.ratio_to_before, row.spread_to_before)
+    goal = row.goal + (f": {_ratio(row.ratio_to_limit, row.spread_to_limit)}" if row.ratio_to_limit is not None else "")
+    return (
+        f"| {row.scenario} | {row.unit} | {_number(row.ours)} | {_number(row.before)} | {ratio} | {goal} | "
+        f"{_MET[row.met]} |"
+    )
 
 
 def _section(entry: Entry) -> list[str]:

@@ -12,7 +12,10 @@ from benchmarks.load import ROOT
 PYTHON = "the packages of requirements/bench.lock"
 NODE = "Node and npm"
 MERCURIUS = ROOT / "benchmarks" / "peers" / "mercurius"
-_MODULES = ("fastapi", "oscar", "sqlalchemy", "psycopg", "aiokafka", "strawberry", "ariadne", "aiodataloader")
+_MODULES = (
+    *("fastapi", "litestar", "advanced_alchemy", "oscar", "sqlalchemy", "psycopg", "aiokafka"),
+    *("strawberry", "ariadne", "aiodataloader"),
+)
 
 
 @cache

@@ -4,6 +4,7 @@ python -m benchmarks.run                      everything, in five rounds
 python -m benchmarks.run --quick              three short rounds
 python -m benchmarks.run product-one hot      only scenarios whose names begin with one of the words
 python -m benchmarks.run --keep mail          the same, added to the existing results
+python -m benchmarks.run --ref v1 before      only the comparison with an earlier commit
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import report, requirements
+from benchmarks.comparisons.builds import NotInRepository
 from benchmarks.measurements import Measurement
 from benchmarks.scenario import Contestants, Measurements, Scenario
 from benchmarks.scenarios.all import SCENARIOS
@@ -28,6 +30,8 @@ from benchmarks.testbed import Testbed
 
 # By group. A million products, with their words and indexes, have 2 GB; the 48 MB of the local stack are for thousands.
 POSTGRES_SETTINGS = {"million": {"shared_buffers": "1GB"}}
+# The commit before the work on speed whose goals the scenarios before-... judge.
+BEFORE = "8aed7cce613a"
 # How long a failed measurement waits before it is repeated: circuit breakers may be open after a stall.
 RECOVERY_SECONDS = 5.0
 
@@ -38,6 +42,8 @@ async def measure(
     """Return the measurements of all contestants. Raises what a contestant raises twice in a row."""
     try:
         contestants = await scenario.prepare(testbed)
+    except NotInRepository:
+        raise
     except Exception as e:
         # The machine may stall during preparation too; what was started already is not started again.
         print(f"  {scenario.name}: preparing again after {e!r}", flush=True)
@@ -136,6 +142,7 @@ async def _run_group(
     testbed.quick, testbed.smoke, testbed.incomplete = args.quick, args.smoke, args.incomplete
     testbed.data = args.data
     testbed.orders = args.orders
+    testbed.ref = args.ref
     testbed.memory_minutes, testbed.memory_rate = args.minutes, args.memory_rate
     if args.smoke:
         testbed.open_loop_seconds = 0.2
@@ -148,7 +155,8 @@ async def _run_group(
     else:
         directory.mkdir()
         try:
-            await _run_scenarios(testbed, members, args, results, done)
+            async with testbed.resources:
+                await _run_scenarios(testbed, members, args, results, done)
         finally:
             testbed.stop_peers()
     shutil.rmtree(directory, ignore_errors=True)
@@ -165,6 +173,13 @@ async def _run_scenarios(
         try:
             measurements = await measure(testbed, scenario, min(args.rounds, scenario.rounds or args.rounds))
             rows = scenario.judge(measurements)
+        except NotInRepository as e:
+            # A clone without the earlier commit is no failure; the report says that there are no such rows.
+            results.not_run[scenario.name] = str(e)
+            done.add(scenario.name)
+            print(f"  {scenario.name} is not run: {e}", flush=True)
+            report.write(results, args.out)
+            continue
         except Exception as e:
             results.failed[scenario.name] = repr(e)[:500]
             traceback.print_exc()
@@ -174,6 +189,7 @@ async def _run_scenarios(
         finally:
             testbed.pin()
         done.add(scenario.name)
+        results.before = testbed.before or results.before
         took = time.perf_counter() - started
         results.add(
             scenario,
@@ -186,7 +202,9 @@ async def _run_scenarios(
         for row in rows:
             to_peer = f"{row.ratio_to_peer:.2f}x the peer" if row.ratio_to_peer is not None else ""
             to_limit = f"{row.ratio_to_limit:.2f} of the limit" if row.ratio_to_limit is not None else ""
-            print(f"  => {row.scenario}: {row.ours} {row.unit}; {to_peer} {to_limit}; met: {row.met}", flush=True)
+            to_before = f"{row.ratio_to_before:.2f}x before" if row.ratio_to_before is not None else ""
+            ratios = ", ".join(filter(None, (to_before, to_peer, to_limit)))
+            print(f"  => {row.scenario}: {row.ours} {row.unit}; {ratios}; met: {row.met}", flush=True)
         print(f"  {scenario.name} took {took:.0f} s", flush=True)
         report.write(results, args.out)
 
@@ -203,6 +221,7 @@ def parse_arguments(
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--warmup", type=float)
     parser.add_argument("--port-base", type=int, default=29500)
+    parser.add_argument("--ref", default=BEFORE, help=f"the commit for the scenarios before-...; default: {BEFORE}")
     parser.add_argument("--kafka", default="auto", choices=["auto", "apache", "embedded"])
     parser.add_argument("--out", type=Path, default=report.RESULTS)
     parser.add_argument("--keep", action="store_true", help="add to the existing results")

@@ -18,6 +18,9 @@ Contestants = Mapping[str, Callable[[], Awaitable[Measurement]]]
 # The rounds of each contestant, by name.
 Measurements = dict[str, list[Measurement]]
 
+# Of scenarios that take long, so that the whole run takes little more than an hour.
+FEWER_ROUNDS = 3
+
 
 class Scenario(Struct, frozen=True, kw_only=True):
     """One scenario.
@@ -57,15 +60,17 @@ def compare(
     ours: str = "ours",
     peer: str | None = "peer",
     limit: str | None = "limit",
+    before: str | None = None,
     min_ratio_to_peer: float | None = None,
     min_ratio_to_limit: float | None = None,
+    min_ratio_to_before: float | None = None,
     other_goals_met: bool = True,
     remark: str = "",
 ) -> Row:
     """Return a row of rates (higher is better).
 
-    There is no ratio to a peer or limit that was not run, or that completed too few operations in most rounds; a
-    goal for that ratio is then not met, and the remark says why.
+    There is no ratio to a peer, limit or earlier build that was not run, or that completed too few operations in most
+    rounds; a goal for that ratio is then not met, and the remark says why.
     """
     remarks = [remark] if remark else []
     own = measurements[ours]
@@ -88,6 +93,7 @@ def compare(
 
     peer_value, to_peer = compare_to(peer, min_ratio_to_peer, "the peer")
     limit_value, to_limit = compare_to(limit, min_ratio_to_limit, "the limit")
+    before_value, to_before = compare_to(before, min_ratio_to_before, "the build before")
     if not all(map(is_significant, own)):
         remarks.append("ours completed too few operations in some rounds, which count")
     return Row(
@@ -103,6 +109,9 @@ def compare(
         ratio_to_limit=rounded(to_limit.median) if to_limit else None,
         spread_to_peer=[rounded(to_peer.low), rounded(to_peer.high)] if to_peer else None,
         spread_to_limit=[rounded(to_limit.low), rounded(to_limit.high)] if to_limit else None,
+        before=before_value,
+        ratio_to_before=rounded(to_before.median) if to_before else None,
+        spread_to_before=[rounded(to_before.low), rounded(to_before.high)] if to_before else None,
     )
 
 
@@ -131,6 +140,40 @@ def compare_costs(
         ratio_to_peer=None,
         ratio_to_limit=rounded(spread.median),
         spread_to_limit=[rounded(spread.low), rounded(spread.high)],
+    )
+
+
+def compare_costs_with_before(
+    scenario: str,
+    unit: str,
+    goal: str,
+    *,
+    ours: Sequence[float],
+    before: Sequence[float],
+    max_ratio: float | None = None,
+    met: bool | None = True,
+    remark: str = "",
+) -> Row:
+    """Return a row of latencies, CPU times or sizes (lower is better). `ours`, `before`: one value per round.
+
+    max_ratio: to the build before; None: that ratio is no goal
+    met: whether the row's other goals are met; None: it has no goal at all, so there is no `max_ratio` either
+    """
+    spread = ratio(ours, before)
+    return Row(
+        scenario=scenario,
+        unit=unit,
+        goal=goal,
+        met=met if max_ratio is None else met is True and spread.median <= max_ratio,
+        remark=remark,
+        ours=rounded(statistics.median(ours)),
+        peer=None,
+        limit=None,
+        ratio_to_peer=None,
+        ratio_to_limit=None,
+        before=rounded(statistics.median(before)),
+        ratio_to_before=rounded(spread.median),
+        spread_to_before=[rounded(spread.low), rounded(spread.high)],
     )
 
 

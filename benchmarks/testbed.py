@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -55,6 +55,7 @@ class Testbed(LoadDriver):
             # For 256 connections of pgbench.
             postgres_settings={"max_connections": "400", **(postgres_settings or {})},
         )
+        self.kafka = kafka
         self.stack = Stack(options, notify=lambda line: print(f"  {line}"))
         self.directory = directory
         self.port_base = port_base
@@ -68,6 +69,11 @@ class Testbed(LoadDriver):
         self.memory_rate = 50.0
         # How many seconds so many clients of pgbench took to connect.
         self.pgbench_connect_seconds: dict[int, float] = {}
+        # The commit to compare with, and its abbreviated id once it is installed; the shops of both builds.
+        self.ref = self.before = ""
+        self.builds: list[Any] = []
+        # Closed after the scenarios of the group.
+        self.resources = AsyncExitStack()
         self.peers: dict[str, subprocess.Popen[bytes]] = {}
         self.product_ids: list[str] = []
 

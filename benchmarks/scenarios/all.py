@@ -2,6 +2,7 @@
 
 from benchmarks.scenario import Scenario
 from benchmarks.scenarios import (
+    before,
     catalogue_size,
     commands,
     deferred_mails,
@@ -13,17 +14,13 @@ from benchmarks.scenarios import (
     mails,
     order_count,
     orders,
-    pages,
     products,
-    search,
     sign_in,
     storefront,
 )
 
 SCENARIOS: list[Scenario] = [
     *products.SCENARIOS,
-    *pages.SCENARIOS,
-    *search.SCENARIOS,
     *catalogue_size.SCENARIOS,
     *orders.SCENARIOS,
     *latency.SCENARIOS,
@@ -36,5 +33,7 @@ SCENARIOS: list[Scenario] = [
     *mails.SCENARIOS,
     *deferred_mails.SCENARIOS,
     *commands.SCENARIOS,
+    *before.SCENARIOS,
+    # Last, because the memory is observed for half an hour.
     *footprint.SCENARIOS,
 ]

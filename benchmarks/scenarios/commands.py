@@ -18,7 +18,7 @@ from rich.progress import Progress
 from benchmarks import retail_data
 from benchmarks.cpu import cpu_ms_per_operation
 from benchmarks.measurements import Measurement, Row
-from benchmarks.scenario import Contestants, Measurements, Scenario, compare
+from benchmarks.scenario import FEWER_ROUNDS, Contestants, Measurements, Scenario, compare
 from benchmarks.testbed import Testbed, outbox_drained
 from market.storefront.importing import online_retail
 
@@ -167,6 +167,7 @@ SCENARIOS = [
         group="tools",
         judge=judge_import,
         goal=GOAL,
+        rounds=FEWER_ROUNDS,
     ),
     Scenario(
         name="replay",
@@ -176,5 +177,6 @@ SCENARIOS = [
         group="tools",
         judge=judge_replay,
         goal=GOAL,
+        rounds=FEWER_ROUNDS,
     ),
 ]

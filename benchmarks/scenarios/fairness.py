@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from benchmarks.measurements import Measurement, Row, Spread
-from benchmarks.scenario import Contestants, Measurements, Scenario, compare_costs, format_ms, values
+from benchmarks.scenario import FEWER_ROUNDS, Contestants, Measurements, Scenario, compare_costs, format_ms, values
 from benchmarks.testbed import Testbed, outbox_drained
 
 CALLERS = 200
@@ -114,5 +114,6 @@ SCENARIOS = [
         judge=judge,
         group="orders",
         goal=f"p50 <= {MAX_RATIO}x the p50 alone",
+        rounds=FEWER_ROUNDS,
     )
 ]

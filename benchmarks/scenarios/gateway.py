@@ -14,7 +14,7 @@ from market_dev.stack.topology import config_directory
 
 from benchmarks import requirements
 from benchmarks.measurements import Measurement, Row
-from benchmarks.scenario import Contestants, Measurements, Scenario, compare
+from benchmarks.scenario import FEWER_ROUNDS, Contestants, Measurements, Scenario, compare
 from benchmarks.testbed import Testbed, assert_same
 
 LIST = """{ products(limit: 20) { items { id name description price currency imageUrl available createdAt updatedAt }
@@ -187,6 +187,7 @@ SCENARIOS = [
         group="gateway",
         needs_stack=False,
         requires=(requirements.PYTHON, requirements.NODE),
+        rounds=FEWER_ROUNDS,
     ),
     Scenario(
         name="graphql-orders",
@@ -198,5 +199,6 @@ SCENARIOS = [
         group="gateway",
         needs_stack=False,
         requires=(requirements.PYTHON, requirements.NODE),
+        rounds=FEWER_ROUNDS,
     ),
 ]

@@ -16,6 +16,7 @@ from benchmarks.load import OPEN_LOOP_SHARE
 from benchmarks.measurements import Measurement, Row
 from benchmarks.pgbench import both_loops, pgbench
 from benchmarks.scenario import (
+    FEWER_ROUNDS,
     Contestants,
     Measurements,
     Scenario,
@@ -241,6 +242,7 @@ SCENARIOS = [
         prepare=prepare_hot_product,
         judge=judge_hot_product,
         goal=">= 4x, 15x, 60x SELECT FOR UPDATE with 16, 64, 256 callers, p99 <= the peer's / 3",
+        rounds=FEWER_ROUNDS,
     ),
     Scenario(
         name="reserve-lone",
@@ -249,6 +251,7 @@ SCENARIOS = [
         prepare=prepare_lone_caller,
         judge=judge_lone_caller,
         goal="no slower than unbatched",
+        rounds=FEWER_ROUNDS,
     ),
     Scenario(
         name="reserve-one",
@@ -258,6 +261,7 @@ SCENARIOS = [
         judge=_judge("Reserve one by one, 3 lines, 64 callers"),
         goal=">= 2x the peer",
         requires=(requirements.PYTHON,),
+        rounds=FEWER_ROUNDS,
     ),
     Scenario(
         name="check-100",

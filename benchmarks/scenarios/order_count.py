@@ -108,7 +108,7 @@ def judge(measurements: Measurements) -> list[Row]:
     )
     heavy.remark += ", of a user with 5"
     for row in (rows[-1], heavy):
-        row.goal, row.met = "none", True
+        row.goal, row.met = "none", None
     return [*rows, heavy]
 
 
@@ -137,6 +137,7 @@ async def prepare_reconciliation(testbed: Testbed) -> Contestants:
 def _reconciliation(testbed: Testbed, shop: Shop) -> Any:
     async def measure() -> Measurement:
         env = {**testbed.stack.environment("orders"), "CONFIG_PATH": shop.config}
+        print(f"  reconciling {shop.count:,} orders", flush=True)
         output = await testbed.run([sys.executable, "-c", _RECONCILE], env)
         return Measurement(value=int(output.split()[-2]) / 1024, operations=shop.count, notes={"orders": shop.count})
 

@@ -12,6 +12,7 @@ from benchmarks.limits.program import Result
 from benchmarks.load import OPEN_LOOP_SHARE
 from benchmarks.measurements import Measurement, Row
 from benchmarks.scenario import (
+    FEWER_ROUNDS,
     Contestants,
     Measurements,
     Scenario,
@@ -59,6 +60,21 @@ async def start_peers(testbed: Testbed) -> int | None:
     return orders
 
 
+async def start_litestar(testbed: Testbed) -> int | None:
+    """Start the second peer of the write path, after `start_peers`. Return its port, or None as `start_peers` does."""
+    if not requirements.is_installed(requirements.PYTHON):
+        return None
+    port = testbed.peer_port(22)
+    env = {
+        "MONGODB_URL": testbed.urls["mongodb"],
+        "INVENTORY": f"127.0.0.1:{testbed.peer_port(3)}",
+        "PRODUCTS": f"http://127.0.0.1:{await products.start_litestar(testbed)}",
+        "KAFKA": testbed.urls["kafka"],
+    }
+    await testbed.start_asgi("litestar orders", "orders_litestar:app", port, env)
+    return port
+
+
 async def _verify(testbed: Testbed, ports: list[int], ids: list[str]) -> None:
     """Raise RuntimeError unless all contestants make the same order of the same request."""
     lines = [{"product_id": product_id, "quantity": n} for n, product_id in enumerate(ids[:3], 1)]
@@ -89,10 +105,10 @@ def _peer(testbed: Testbed, **spec: Any) -> Any:
 
 async def prepare_orders(testbed: Testbed) -> Contestants:
     ids = await testbed.fill()
-    peer = await start_peers(testbed)
+    peers = {"peer": await start_peers(testbed), "litestar": await start_litestar(testbed)}
     ours = testbed.port("orders")
-    await _verify(testbed, [ours, *([peer] if peer else [])], ids)
-    # These orders have no mails, and the peer has no consumer.
+    await _verify(testbed, [ours, *filter(None, peers.values())], ids)
+    # These orders have no mails, and the peers have no consumer.
     testbed.stack.pause("notifications")
     testbed.pin()
     program_spec = {
@@ -115,7 +131,7 @@ async def prepare_orders(testbed: Testbed) -> Contestants:
     load = {"params": {"ids": ids}, "connections": CLIENTS}
     return {
         "ours": _ours(testbed, port=ours, workload="orders", **load),
-        **({"peer": _peer(testbed, port=peer, workload="orders", **load)} if peer else {}),
+        **{name: _peer(testbed, port=port, workload="orders", **load) for name, port in peers.items() if port},
         "limit": lambda: measure_program("benchmarks.limits.order_writes"),
         "batched": lambda: measure_program("benchmarks.limits.batched_order_writes"),
         "graphql": _ours(testbed, port=testbed.port("graphql"), workload="graphql_orders", **load),
@@ -150,7 +166,16 @@ def judge_orders(measurements: Measurements) -> list[Row]:
         limit="batched",
         min_ratio_to_limit=0.7,
     )
-    return [rest, batched, graphql]
+    litestar = compare(
+        measurements,
+        "the same by REST, compared with Litestar",
+        "orders/s",
+        ">= 3x the peer",
+        peer="litestar",
+        limit=None,
+        min_ratio_to_peer=3,
+    )
+    return [rest, litestar, batched, graphql]
 
 
 async def prepare_hot_product(testbed: Testbed) -> Contestants:
@@ -224,5 +249,6 @@ SCENARIOS = [
         group="orders",
         goal=">= 80 % of uniformly distributed products, p99 <= the peer's / 3",
         requires=(requirements.PYTHON,),
+        rounds=FEWER_ROUNDS,
     ),
 ]

@@ -23,32 +23,41 @@ COLUMNS = "id, name, description, price, currency, image_url, version, created_a
 
 async def start_peer(testbed: Testbed) -> int:
     """Start the peer of products, with the same table and cache, and return its port."""
-    port = testbed.peer_port(1)
+    return await _start_peer(testbed, "peer products", "products_fastapi:app", testbed.peer_port(1))
+
+
+async def start_litestar(testbed: Testbed) -> int:
+    """Start the second peer of products, and return its port."""
+    return await _start_peer(testbed, "litestar products", "products_litestar:app", testbed.peer_port(21))
+
+
+async def _start_peer(testbed: Testbed, name: str, app: str, port: int) -> int:
     env = {
         "DATABASE_URL": testbed.urls["postgres_products"].replace("postgresql://", "postgresql+asyncpg://"),
         "REDIS_URL": testbed.urls["redis"],
         "INVENTORY": testbed.urls["inventory"],
     }
-    await testbed.start_asgi("peer products", "products_fastapi:app", port, env)
+    await testbed.start_asgi(name, app, port, env)
     return port
 
 
 async def _prepare(testbed: Testbed, path: str, workload: dict[str, Any], scripts: list[str]) -> Contestants:
     ours = testbed.port("products")
-    peer = None
+    peers: dict[str, int] = {}
     if requirements.is_installed(requirements.PYTHON):
-        peer = await start_peer(testbed)
+        peers = {"peer": await start_peer(testbed), "litestar": await start_litestar(testbed)}
         response = await testbed.get(f"http://127.0.0.1:{ours}{path}")
-        # The peer has neither cursors nor suggestions.
+        # The peers have neither cursors nor suggestions.
         for member in ("next", "total_exact", "suggested"):
             response.pop(member, None)
-        assert_same("the peer of products", response, await testbed.get(f"http://127.0.0.1:{peer}{path}"))
+        for name, port in peers.items():
+            assert_same(f"{name} of products", response, await testbed.get(f"http://127.0.0.1:{port}{path}"))
     body = testbed.directory / "static.json"
     body.write_bytes(httpx.get(f"http://127.0.0.1:{ours}{path}").content)
     testbed.stop("static")
     static = testbed.peer_port(2)
     await testbed.start_asgi("static", "benchmarks.limits.static_asgi:app", static, {"BODY_FILE": str(body)})
-    testbed.pin("products", "peer products", "static")
+    testbed.pin("products", "peer products", "litestar products", "static")
 
     def contestant(port: int) -> Any:
         async def measure() -> Measurement:
@@ -64,7 +73,7 @@ async def _prepare(testbed: Testbed, path: str, workload: dict[str, Any], script
 
     return {
         "ours": contestant(ours),
-        **({"peer": contestant(peer)} if peer else {}),
+        **{name: contestant(port) for name, port in peers.items()},
         "limit": measure_static,
         "pgbench": measure_select,
     }
@@ -107,7 +116,17 @@ def _after(product: dict[str, Any]) -> str:
 def _judge(title: str) -> Any:
     def judge(measurements: Measurements) -> list[Row]:
         remark = f"the SELECT alone in pgbench: {statistics.median(values(measurements['pgbench'])):,.0f}/s"
-        return [compare(measurements, title, "requests/s", ">= 2x the peer", min_ratio_to_peer=2, remark=remark)]
+        fastapi = compare(measurements, title, "requests/s", ">= 2x the peer", min_ratio_to_peer=2, remark=remark)
+        litestar = compare(
+            measurements,
+            f"{title}, compared with Litestar",
+            "requests/s",
+            ">= 2x the peer",
+            peer="litestar",
+            limit=None,
+            min_ratio_to_peer=2,
+        )
+        return [fastapi, litestar]
 
     return judge
 

@@ -15,7 +15,7 @@ from joserfc.jwk import RSAKey
 from market_dev.stack.topology import config_directory
 
 from benchmarks.measurements import Measurement, Row
-from benchmarks.scenario import Contestants, Measurements, Scenario, compare_costs, values
+from benchmarks.scenario import FEWER_ROUNDS, Contestants, Measurements, Scenario, compare_costs, values
 from benchmarks.scenarios.gateway import LIST
 from benchmarks.testbed import Testbed, outbox_drained
 
@@ -184,6 +184,7 @@ SCENARIOS = [
         judge=_judge(request),
         group="sign-in",
         unit="ms",
+        rounds=FEWER_ROUNDS,
     )
     for name, request in REQUESTS.items()
 ]

@@ -12,7 +12,7 @@ import httpx
 
 from benchmarks import requirements
 from benchmarks.measurements import Measurement, Row, Spread, ratio
-from benchmarks.scenario import Contestants, Measurements, Scenario, compare, rounded
+from benchmarks.scenario import FEWER_ROUNDS, Contestants, Measurements, Scenario, compare, rounded
 from benchmarks.testbed import Testbed, fetch
 
 TITLE = "a page of the shop with 20 products"
@@ -141,5 +141,6 @@ SCENARIOS = [
         judge=judge,
         unit="pages/s",
         requires=(requirements.PYTHON,),
+        rounds=FEWER_ROUNDS,
     ),
 ]

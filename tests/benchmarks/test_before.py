@@ -3,7 +3,10 @@
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from benchmarks import before, workloads
+from benchmarks.comparisons import builds, loads
 from benchmarks.measurements import Latency, Measurement
 
 
@@ -22,12 +25,22 @@ def test_the_commit_is_installed_and_not_the_working_tree(tmp_path: Path) -> Non
     makefile.write_text("install:\n\t@echo new >> installed\n")
     git(tmp_path, "commit", "-qam", "new")
 
-    commit, directory = before.install("v1", tmp_path)
-    assert before.install("v1", tmp_path) == (commit, directory)
+    checkout = builds.install("v1", tmp_path)
+    assert builds.install("v1", tmp_path) == checkout
 
-    assert directory == tmp_path / ".market" / "before" / commit
+    directory = tmp_path / ".market" / "before" / checkout.commit
+    assert checkout.command == directory / ".venv" / "bin" / "market"
     assert (directory / "installed").read_text() == "old\nold\n"
     assert not (tmp_path / "installed").exists()
+
+
+def test_a_commit_that_is_not_in_the_clone_is_named(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+
+    with pytest.raises(builds.NotInRepository, match="commit 8aed7cce613a is not in this clone"):
+        builds.install("8aed7cce613a", tmp_path)
+
+    assert not (tmp_path / ".market").exists()
 
 
 def test_ratios_are_taken_round_by_round() -> None:
@@ -75,6 +88,16 @@ def test_mails_have_rows_for_cpu_and_for_latency_under_load_and_alone() -> None:
     ]
 
 
+def test_what_the_same_build_measures_twice_is_shown_as_the_noise() -> None:
+    def rounds(lone: float) -> list[Measurement]:
+        return [Measurement(value=lone, latency=Latency(p50=lone), notes={"lone": {"p50": lone, "p95": lone}})]
+
+    measurements = {"ours": rounds(20), "before": rounds(25), "ours again": rounds(16)}
+    result = before.Result(ref="v1", commit="abc", machine="a machine", seconds=3, measurements={"mail": measurements})
+
+    assert before.render(result).splitlines()[-1] == "| p50 of a lone order, ms | 20 | 16 | 1.25 (1.25 - 1.25) |"
+
+
 def test_a_cold_start_has_rows_for_its_time_and_for_the_memory_at_rest_by_broker() -> None:
     def rounds(seconds: float, mib: float) -> list[Measurement]:
         return [Measurement(value=seconds, notes={"MiB": mib})]
@@ -97,7 +120,7 @@ def test_every_scenario_has_a_workload() -> None:
         product_ids = tuple(map(str, range(100)))
         pages = ("/api/product?limit=20",)
 
-    for comparison in before.COMPARISONS.values():
+    for comparison in loads.COMPARISONS.values():
         load = comparison.load(Build())  # type: ignore[arg-type]
         request = next(workloads.make(load["workload"], load["params"]))
         if load.get("kind") == "grpc":

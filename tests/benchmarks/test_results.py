@@ -9,11 +9,12 @@ from typing import ClassVar
 import pytest
 
 from benchmarks import report, requirements, run
+from benchmarks.comparisons import builds
 from benchmarks.load import LoadDriver
 from benchmarks.lone_calls import Result
 from benchmarks.measurements import Latency, Measurement, Spread, percentiles, ratio, ratio_to
 from benchmarks.scenario import Contestants, Scenario, at_most_a_third, compare, median_p99
-from benchmarks.scenarios import inventory
+from benchmarks.scenarios import before, inventory
 from benchmarks.testbed import Testbed
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +118,43 @@ def scenario_that_fails(*failures: bool) -> Scenario:
     return Scenario(name="mail", title="mail", goal="g", prepare=prepare, judge=lambda _: [])
 
 
+def named(name: str) -> Scenario:
+    return Scenario(name=name, title=name, goal="g", prepare=scenario_that_fails().prepare, judge=lambda _: [])
+
+
 NO_TESTBED: Testbed = SimpleNamespace()  # type: ignore[assignment]
+
+
+def test_rows_beside_an_earlier_build_have_a_section_of_their_own(tmp_path: Path) -> None:
+    raw = report.Raw(before="abc")
+    measurements = {"ours": rounds(20), "before": rounds(10)}
+    (row,) = before.judge_lists(measurements)
+    raw.add(named("before-product-list"), measurements, [row], took_seconds=1, load_average_before=0, round_seconds=1)
+
+    report.write(raw, tmp_path)
+
+    text = (tmp_path / "report.md").read_text()
+    summary, _, section = text.partition("## Beside the commit before (abc)")
+    line = f"| {row.scenario} | requests/s | 20 | 10 | 2.00 (2.00 - 2.00) | >= 1.5x before | yes |"
+    assert line in section
+    assert row.scenario not in summary
+
+
+async def test_scenarios_whose_commit_is_not_in_the_clone_are_no_failure_and_the_report_says_so(tmp_path: Path) -> None:
+    async def prepare(_: Testbed) -> Contestants:
+        raise builds.NotInRepository("commit abc is not in this clone")
+
+    scenario = Scenario(name="before-order", title="t", goal="g", prepare=prepare, judge=lambda _: [])
+    raw, done = report.Raw(), set[str]()
+    args = run.parse_arguments(["--smoke", "--out", str(tmp_path), "before-order"])
+    testbed: Testbed = SimpleNamespace(pin=lambda: None, before="")  # type: ignore[assignment]
+
+    await run._run_scenarios(testbed, [scenario], args, raw, done)
+
+    assert done == {"before-order"}
+    assert (raw.failed, list(raw.entries)) == ({}, [])
+    text = (tmp_path / "report.md").read_text()
+    assert "Not run, and therefore not judged:\n\n- before-order: commit abc is not in this clone" in text
 
 
 async def test_a_failed_round_is_measured_again() -> None:
@@ -155,7 +192,8 @@ def test_a_failed_scenario_leaves_the_rows_of_the_others(tmp_path: Path) -> None
 
 def test_judging_again_replaces_texts_and_keeps_measurements(tmp_path: Path) -> None:
     raw = report.Raw()
-    measurements = {"ours": rounds(20), "peer": rounds(5), "limit": rounds(40), "pgbench": rounds(30)}
+    peers = {"peer": rounds(5), "litestar": rounds(10)}
+    measurements = {"ours": rounds(20), **peers, "limit": rounds(40), "pgbench": rounds(30)}
     old = Scenario(
         name="product-one", title="old", goal="old", prepare=scenario_that_fails().prepare, judge=lambda _: []
     )
@@ -165,7 +203,10 @@ def test_judging_again_replaces_texts_and_keeps_measurements(tmp_path: Path) -> 
 
     entry = raw.entries["product-one"]
     assert (entry.title, entry.measurements) == ("GET one product", measurements)
-    assert [(row.scenario, row.ratio_to_peer, row.met) for row in entry.rows] == [("GET one product", 4, True)]
+    assert [(row.scenario, row.ratio_to_peer, row.met) for row in entry.rows] == [
+        ("GET one product", 4, True),
+        ("GET one product, compared with Litestar", 2, True),
+    ]
 
 
 def test_a_full_run_refuses_to_leave_out_a_peer(capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,7 +220,7 @@ def test_a_full_run_refuses_to_leave_out_a_peer(capsys: pytest.CaptureFixture[st
 def test_importing_the_scenarios_needs_no_package_of_a_peer() -> None:
     hide = (
         "import sys; sys.modules.update(dict.fromkeys("
-        "('fastapi', 'sqlalchemy', 'psycopg', 'strawberry', 'ariadne', 'aiokafka'))); "
+        "('fastapi', 'litestar', 'advanced_alchemy', 'sqlalchemy', 'psycopg', 'strawberry', 'ariadne', 'aiokafka'))); "
     )
 
     done = subprocess.run(

@@ -19,6 +19,8 @@ GROUPS = {
     "on one stack": [s.name for s in SCENARIOS if s.needs_stack],
     "the gateway": ["graphql"],
     "whole shops": ["cold", "memory"],
+    # This one takes the place of the earlier one, which would have to be installed.
+    "beside another build": ["before"],
 }
 ROW_FIELDS = {"scenario", "ours", "peer", "limit", "ratio_to_peer", "ratio_to_limit", "goal", "met"}
 
@@ -41,7 +43,8 @@ def test_every_scenario_runs_and_writes_its_row(words: list[str], server_directo
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     rows = json.loads((out / "latest.json").read_text())
     assert rows
-    assert all(row["ours"] is not None and isinstance(row["met"], bool) for row in rows)
+    assert all(row["ours"] is not None for row in rows)
+    assert all(isinstance(row["met"], bool) or row["goal"] == "none" for row in rows)
     assert all(row.keys() >= ROW_FIELDS for row in rows)
     assert "| scenario |" in (out / "report.md").read_text()
     entries = json.loads((out / "raw.json").read_text())["entries"]
