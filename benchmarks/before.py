@@ -25,7 +25,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.comparisons import calls, footprint, loads, mails
-from benchmarks.comparisons.builds import PORTS, Build, Checkout, NotInRepository, install, running
+from benchmarks.comparisons.builds import OWN_COMMAND, PORTS, Build, Checkout, NotInRepository, install, running
 from benchmarks.load import ROOT
 from benchmarks.report import describe_machine
 from benchmarks.run import alternate
@@ -65,7 +65,7 @@ class Settings:
 async def compare(settings: Settings, checkout: Checkout) -> Result:
     """Run the scenarios with both builds and return the measurements."""
     result = Result(ref=settings.ref, commit=checkout.commit, machine=describe_machine(), seconds=settings.seconds)
-    commands = {"ours": ROOT / ".venv" / "bin" / "market", "before": checkout.command}
+    commands = {"ours": OWN_COMMAND, "before": checkout.command}
     directory = Path(tempfile.mkdtemp(prefix="market-before-"))
     directory.chmod(0o755)
     try:

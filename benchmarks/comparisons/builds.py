@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tarfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -63,10 +64,14 @@ class Build(LoadDriver):
 
 @dataclass(frozen=True)
 class Checkout:
-    """An installed build. commit: abbreviated. command: its `market`; None: that of this interpreter."""
+    """An installed build. commit: abbreviated. command: its `market`."""
 
     commit: str
-    command: Path | None
+    command: Path
+
+
+# Started in the same way as an earlier build: by the installed command.
+OWN_COMMAND = Path(sys.executable).with_name("market")
 
 
 def pin(builds: Sequence[Build], *alone: str) -> None:
@@ -79,7 +84,7 @@ def pin(builds: Sequence[Build], *alone: str) -> None:
 
 @asynccontextmanager
 async def running(
-    commands: Mapping[str, Path | None],
+    commands: Mapping[str, Path],
     directory: Path,
     port_base: int,
     *,
@@ -90,21 +95,20 @@ async def running(
 ) -> AsyncIterator[list[Build]]:
     """Start a shop by each of the commands, named like them, and fill its catalogue.
 
-    commands: `market` of each build; None: that of this interpreter
+    commands: `market` of each build
     port_base: the first of PORTS ports for each build
     """
     async with AsyncExitStack() as stack:
         builds = []
         for number, (name, command) in enumerate(commands.items()):
-            options: dict[str, Any] = {"command": [command]} if command else {}
-            shop = await stack.enter_async_context(
-                market_up(directory / name, port_base + number * PORTS, kafka=kafka, empty=True, **options)
-            )
+            options: dict[str, Any] = {"kafka": kafka, "empty": True, "command": [command]}
+            starting = market_up(directory / name, port_base + number * PORTS, **options)
+            shop = await stack.enter_async_context(starting)
             build = Build(name, shop, seconds=seconds, warmup=warmup)
             await build.fill(products)
             stack.callback(build.resume, "notifications")
             builds.append(build)
-            print(f"  {name}: the shop of {command or 'this build'} is ready", flush=True)
+            print(f"  {name}: the shop of {command} is ready", flush=True)
         yield builds
 
 

@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.comparisons.tables import HEAD, Rows, render_rows
 from benchmarks.market_up import market_up
@@ -27,30 +26,27 @@ def kafkas(kafka: str) -> Sequence[str]:
 
 
 def prepare(
-    commands: Mapping[str, Path | None],
+    commands: Mapping[str, Path],
     directory: Path,
     port_base: int,
     kafka: str,
     rest_seconds: float = REST_SECONDS,
 ) -> Contestants:
-    """Return a contestant for each build. `commands`: `market` of each build; None: that of this interpreter."""
+    """Return a contestant for each build. `commands`: `market` of each build."""
 
-    def contestant(name: str, command: Path | None) -> Callable[[], Awaitable[Measurement]]:
+    def contestant(name: str, command: Path) -> Callable[[], Awaitable[Measurement]]:
         return lambda: measure(command, directory / f"{name}-cold", port_base, kafka, rest_seconds)
 
     return {name: contestant(name, command) for name, command in commands.items()}
 
 
-async def measure(
-    command: Path | None, directory: Path, port_base: int, kafka: str, rest_seconds: float
-) -> Measurement:
+async def measure(command: Path, directory: Path, port_base: int, kafka: str, rest_seconds: float) -> Measurement:
     """Start the shop of a build with an empty data directory, and place an order.
 
     The value is the seconds until then. `notes`: the proportional set sizes of the resting shop in MiB.
     """
-    options: dict[str, Any] = {"command": [command]} if command else {}
     started = time.perf_counter()
-    async with market_up(directory, port_base, kafka=kafka, **options) as shop:
+    async with market_up(directory, port_base, kafka=kafka, command=[command]) as shop:
         await place_first_order(shop)
         seconds = time.perf_counter() - started
         await asyncio.sleep(rest_seconds)

@@ -6,7 +6,7 @@ import asyncio
 import statistics
 
 from benchmarks.comparisons import calls, footprint, loads, mails
-from benchmarks.comparisons.builds import Build, Checkout, install, running
+from benchmarks.comparisons.builds import OWN_COMMAND, Build, Checkout, install, running
 from benchmarks.lone_calls import CALLS
 from benchmarks.measurements import Row, is_significant, ratio
 from benchmarks.scenario import Contestants, Measurements, Scenario, compare, compare_costs_with_before, values
@@ -25,7 +25,7 @@ _SMOKE_PRODUCTS, _SMOKE_ORDERS = 200, mails.Orders(lone=2, seconds=0.3)
 
 async def _checkout(testbed: Testbed) -> Checkout:
     """Return the earlier build; in a smoke run this one, which needs no installation."""
-    checkout = Checkout("this one", None) if testbed.smoke else await asyncio.to_thread(install, testbed.ref)
+    checkout = Checkout("this one", OWN_COMMAND) if testbed.smoke else await asyncio.to_thread(install, testbed.ref)
     testbed.before = checkout.commit
     return checkout
 
@@ -33,7 +33,7 @@ async def _checkout(testbed: Testbed) -> Checkout:
 async def _builds(testbed: Testbed) -> list[Build]:
     """Return both builds; they run until the scenarios of this group are done."""
     if not testbed.builds:
-        commands = {"ours": None, "before": (await _checkout(testbed)).command}
+        commands = {"ours": OWN_COMMAND, "before": (await _checkout(testbed)).command}
         shops = running(
             commands,
             testbed.directory,
@@ -77,7 +77,7 @@ async def prepare_mails(testbed: Testbed) -> Contestants:
 
 async def prepare_cold_starts(testbed: Testbed) -> Contestants:
     """Return "ours embedded", "before embedded", and the same with Apache Kafka if it can run here."""
-    commands = {"ours": None, "before": (await _checkout(testbed)).command}
+    commands = {"ours": OWN_COMMAND, "before": (await _checkout(testbed)).command}
     rest_seconds = 0.2 if testbed.smoke else footprint.REST_SECONDS
     contestants = {}
     for kafka in footprint.kafkas(testbed.kafka):
