@@ -135,13 +135,17 @@ async def test_the_order_is_the_same_if_a_sample_shows_that_a_search_is_common(p
     await fill(products, [*names, *(("Chair", "") for _ in range(1800))])
     async with products.db.acquire() as conn:
         matches = await compile_search(conn, parse("red lam"))
-        sample = await take_sample(conn, matches, min_products=2000)
+        sample = await take_sample(conn, matches, min_products=2000, few=50)
         # Of 2,000 products a quarter is sampled.
         assert sample.products == 2000
         assert sample.found is not None
         assert 100 <= sample.found <= 300
         assert sample.ranks[0] == 0 < sample.ranks[1]
         assert (await take_sample(conn, matches, min_products=2001)).found is None
+        rare = await take_sample(conn, matches, min_products=2000, few=1000)
+        assert rare.found is not None
+        assert 0 < rare.found < 1000
+        assert rare.ranks == {}
         unknown = await compile_search(conn, parse("table"))
         assert await take_sample(conn, unknown, min_products=2000) == Sample(2000, 0)
         assert not await is_common(conn, sample, matches, 40)

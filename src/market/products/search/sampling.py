@@ -21,9 +21,10 @@ from market.products.search.ranks import ranks_of
 # Smaller tables are not sampled, because counting by the index is fast enough.
 _MIN_PRODUCTS = 100_000
 _SAMPLED_PRODUCTS = 2000
-# A smaller sample is taken before. A search that none of its products matches probably finds less than MAX_COUNT of a
-# million, and the sample above would take longer than the search itself.
+# A smaller sample is taken before. If it shows much less than MAX_COUNT, as one or none of 500 products does for a
+# million, a search probably finds less, and the sample above would take longer than the search itself.
 _SMALL_SAMPLE = 500
+_FEW = MAX_COUNT / 3
 # PostgreSQL samples pages of the table, and products of one kind are often stored side by side: so only one
 # in this many products of a page counts.
 _THINNING = 4
@@ -41,7 +42,7 @@ class Sample(Struct, frozen=True):
 
     products: the number of all products, which is exact
     found: of those that are found; None if nothing was sampled
-    ranks: of those of each rank, by its number; empty if nothing was sampled, or `found` is 0
+    ranks: of those of each rank, by its number; empty if nothing was sampled, or few are found
     """
 
     products: int
@@ -71,15 +72,21 @@ class Sample(Struct, frozen=True):
         return max(MAX_COUNT, self.max_sorted(wanted))
 
 
-async def take_sample(conn: Connection, matches: Matches, *, min_products: int = _MIN_PRODUCTS) -> Sample:
-    """Return a sample, always the same of an unchanged table; one without estimates if there are fewer products."""
+async def take_sample(
+    conn: Connection, matches: Matches, *, min_products: int = _MIN_PRODUCTS, few: float = _FEW
+) -> Sample:
+    """Return a sample, always the same of an unchanged table; one without estimates if there are fewer products.
+
+    few: if less are estimated to be found, the ranks are not estimated.
+    """
     total = await conn.fetchval("SELECT coalesce(sum(n), 0)::bigint FROM product_counts")
     if total < min_products or not matches.part:
         return Sample(total)
     arguments: list[object] = [matches.found]
     conditions = [condition("all_words", 1, by_index=False)]
-    if await _estimate(conn, total, _SMALL_SAMPLE, conditions, arguments) == [0]:
-        return Sample(total, 0)
+    [found] = await _estimate(conn, total, _SMALL_SAMPLE, conditions, arguments)
+    if found < few:
+        return Sample(total, found)
     ranks = ranks_of(matches)
     conditions += [rank.condition(arguments, by_index=False) for rank in ranks]
     found, *of_ranks = await _estimate(conn, total, _SAMPLED_PRODUCTS, conditions, arguments)
