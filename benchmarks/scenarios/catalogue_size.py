@@ -16,6 +16,9 @@ from benchmarks.scenario import Contestants, Measurements, Scenario, compare_cos
 from benchmarks.testbed import Testbed
 from market.kit.paging import write_cursor
 from market.products.domain import DEFAULT_SORT
+from market.products.search import matching
+from market.products.search.language import parse
+from market.products.search.pages import SETTINGS
 
 MAX_RATIO = 1.5
 MAX_SEARCH_P99_MS = 50
@@ -23,6 +26,7 @@ _SMALL = "small_catalogue"
 # Without availability, which costs the same in both.
 _PAGE = "/api/product?limit=20&availability=false"
 _PATHS = 40
+_CANDIDATES = 250
 # Searches of a kind in one round. With fewer, the p99 would be the longest one.
 _SEARCHES = 320
 
@@ -57,8 +61,8 @@ async def prepare(testbed: Testbed) -> Contestants:
             await testbed.get(f"http://127.0.0.1:{ports[size.name]}{paths[read][0]}")
             # The requests above are enough for a smoke run.
             if not testbed.smoke or read == READS[2]:
-                count = _SEARCHES if read.startswith("search") and not testbed.smoke else None
-                contestants[f"{read}, {size.name}"] = _contestant(testbed, ports[size.name], paths[read], count)
+                searches = _SEARCHES if read.startswith("search") and not testbed.smoke else None
+                contestants[f"{read}, {size.name}"] = _contestant(testbed, ports[size.name], paths[read], searches)
     testbed.pin("products", _SMALL)
     return contestants
 
@@ -81,18 +85,19 @@ async def _start_small(testbed: Testbed, uri: str) -> int:
     return await testbed.start_service("products", _SMALL, 19, database=_SMALL)
 
 
-async def _paths(uri: str, count: int) -> dict[str, list[str]]:
-    """Return the paths of each read, for a catalogue of `count` products."""
+async def _paths(uri: str, products: int) -> dict[str, list[str]]:
+    """Return the paths of each read, for a catalogue of so many products."""
     rng = random.Random(7)
-    conn = await asyncpg.connect(uri)
+    conn = await asyncpg.connect(uri, server_settings=SETTINGS)
     try:
-        position = await position_at(conn, DEFAULT_SORT, count // 2)
-        rows = await conn.fetch(f"SELECT id FROM products TABLESAMPLE BERNOULLI ({min(100, 100_000 / count)})")
+        position = await position_at(conn, DEFAULT_SORT, products // 2)
+        rows = await conn.fetch(f"SELECT id FROM products TABLESAMPLE BERNOULLI ({min(100, 100_000 / products)})")
+        words = await _words_that_find(conn, min(1_000, products // 10), _words_of(1_000 / products))
     finally:
         await conn.close()
     texts = {
-        READS[2]: [f"KL-{n}" for n in rng.sample(range(count), _PATHS)],
-        READS[3]: _words_of(1_000 / count),
+        READS[2]: [f"KL-{n}" for n in rng.sample(range(products), _PATHS)],
+        READS[3]: words,
         # Every article number begins with it.
         READS[4]: ["kl"],
     }
@@ -105,13 +110,25 @@ async def _paths(uri: str, count: int) -> dict[str, list[str]]:
 
 
 def _words_of(share: float) -> list[str]:
-    """Return the words that occur in about this share of the products, each of which has ten words."""
+    """Return words that occur in about this share of the products, each of which has ten words."""
     words, totals = read_retail_words()
     weights = dict(
         zip(words, (total - before for total, before in zip(totals, [0, *totals], strict=False)), strict=True)
     )
     words = [word for word in words if word.isalpha() and len(word) > 3]
-    return sorted(words, key=lambda word: abs(weights[word] - share * totals[-1] / 10))[:_PATHS]
+    return sorted(words, key=lambda word: abs(weights[word] - share * totals[-1] / 10))[:_CANDIDATES]
+
+
+async def _words_that_find(conn: asyncpg.Connection[asyncpg.Record], wanted: int, words: list[str]) -> list[str]:
+    """Return the words whose searches find numbers of products nearest to the wanted one.
+
+    A search finds more than the word: also other forms of it, and longer words that begin with it.
+    """
+    found = {}
+    for word in words:
+        matches = await matching.compile_search(conn, parse(word))
+        found[word] = await matching.count(conn, "all_words", matches.found, 10 * wanted)
+    return sorted(words, key=lambda word: abs(found[word] - wanted))[:_PATHS]
 
 
 def _contestant(testbed: Testbed, port: int, paths: list[str], count: int | None) -> Any:
