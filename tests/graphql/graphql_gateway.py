@@ -78,6 +78,8 @@ class FakeUpstream:
         self.before_update: Callable[[dict[str, Any]], None] | None = None
         # If set, requests get their responses once it is set.
         self.gate: asyncio.Event | None = None
+        # False: like orders of an earlier version, which returns no order from DELETE.
+        self.returns_cancelled = True
         self.url = ""
 
     def reset(self) -> None:
@@ -86,6 +88,7 @@ class FakeUpstream:
         self.fail_always = None
         self.before_update = None
         self.gate = None
+        self.returns_cancelled = True
 
     def fail(
         self,
@@ -189,6 +192,8 @@ class FakeUpstream:
                 del self.resources[resource_id]
             else:
                 resource["status"] = "cancelled"
+                if self.returns_cancelled and headers.get("prefer") == "return=representation":
+                    return 200, resource, {}
             return 204, None, {}
         return 200, with_stock(resource) if query.get("stock") == "true" else resource, etag
 

@@ -101,10 +101,14 @@ async def test_a_stock_take_is_not_retried(gateway: Gateway) -> None:
     assert len(gateway.products.calls) == 1
 
 
-async def test_a_deleted_order_is_returned_as_it_is_afterwards(gateway: Gateway) -> None:
+@pytest.mark.parametrize("returns_cancelled", [True, False], ids=["by DELETE", "by GET, from an earlier version"])
+async def test_a_deleted_order_is_returned_as_it_is_afterwards(gateway: Gateway, returns_cancelled: bool) -> None:
     [order_id, *_] = gateway.orders.resources
+    gateway.orders.returns_cancelled = returns_cancelled
     result = await gateway.run("mutation ($id: ID!) { deleteOrder(id: $id) { id status } }", {"id": order_id})
     assert result == {"data": {"deleteOrder": {"id": order_id, "status": "cancelled"}}}
+    methods = [c[0].split()[0] for c in gateway.orders.calls]
+    assert methods == (["DELETE"] if returns_cancelled else ["DELETE", "GET"])
 
 
 async def test_members_of_a_shortage_are_in_camel_case(gateway: Gateway) -> None:

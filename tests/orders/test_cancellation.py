@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import pytest
+
 from tests.support.ports import free_port
 from tests.support.waiting import until
 
@@ -66,6 +68,35 @@ async def test_a_cancelled_order_releases_its_stock_once_and_publishes_one_event
     await until(lambda: "outbox" not in documents.find_one({"_id": UUID(order["id"])}), what="outbox empty")
 
 
+@pytest.mark.parametrize(
+    ("prefer", "is_returned"),
+    [
+        ([("Prefer", "return=representation")], True),
+        ([("Prefer", "wait=10"), ("prefer", 'respond-async, Return="representation"')], True),
+        ([("Prefer", "return=minimal")], False),
+        ([("Prefer", "no-return=representation")], False),
+    ],
+)
+async def test_a_cancelled_order_is_returned_if_the_client_prefers_it(
+    service: Service, catalogue: FakeCatalogue, stock: Stock, prefer: list[tuple[str, str]], is_returned: bool
+) -> None:
+    lamp = catalogue.add()
+    await stock.set(lamp, 5)
+    path = f"/api/order/{(await service.place([(lamp, 2)])).json()['id']}"
+    first = await service.http.delete(path, headers=prefer)
+    second = await service.http.delete(path, headers=prefer)
+    order = (await service.http.get(path)).json()
+    assert order["status"] == "cancelled"
+    for response in (first, second):
+        if is_returned:
+            assert (response.status_code, response.json()) == (200, order)
+            assert response.headers["preference-applied"] == "return=representation"
+        else:
+            assert (response.status_code, response.content) == (204, b"")
+            assert "preference-applied" not in response.headers
+    assert await stock.available(lamp) == 5
+
+
 async def test_a_stock_release_is_deferred_while_inventory_is_unavailable(
     make_settings: MakeSettings, catalogue: FakeCatalogue, stock: Stock, migrated: None
 ) -> None:
@@ -79,7 +110,8 @@ async def test_a_stock_release_is_deferred_while_inventory_is_unavailable(
         serving(isolated_settings(inventory=unreachable), background=False) as cut_off,
     ):
         order = (await connected.place([(lamp, 2)])).json()
-        assert (await cut_off.http.delete(f"/api/order/{order['id']}")).status_code == 202
+        prefer = {"Prefer": "return=representation"}
+        assert (await cut_off.http.delete(f"/api/order/{order['id']}", headers=prefer)).status_code == 202
         assert (await cut_off.http.delete(f"/api/order/{order['id']}")).status_code == 202
         assert (await get_document(connected, order["id"]))["status"] == "cancelled"
         assert await stock.available(lamp) == 3

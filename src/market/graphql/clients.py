@@ -37,6 +37,8 @@ _PROBLEM_BYTES = 4096
 _PLAIN_CODES = {401: "UNAUTHENTICATED", 403: "FORBIDDEN"}
 # Members of every problem document; all others are extension members.
 _STANDARD_MEMBERS = {"type", "title", "status", "detail", "instance", "errors"}
+# The response to a change then has the resource as it is afterwards (RFC 7240).
+_PREFER_REPRESENTATION = {"prefer": "return=representation"}
 _QUOTED = re.compile(r"`[^`]*`")
 
 
@@ -98,13 +100,6 @@ class _RestClient:
 
     async def _get(self, resource_id: UUID, query: str = "") -> bytes:
         return self._body(await self._request("GET", f"{self._path}/{resource_id}{query}"))
-
-    async def _delete(self, resource_id: UUID, *, idempotent: bool, etag: str | None = None) -> None:
-        # Its response is empty or a short problem document.
-        await self._prepay(_PROBLEM_BYTES)
-        path = f"{self._path}/{resource_id}"
-        headers = _if_match(etag)
-        self._body(await self._http.request("DELETE", path, headers=headers, idempotent=idempotent))
 
     async def _request(self, method: str, path: str, **options: Any) -> HttpResponse:
         """Call the upstream, and charge the response to the request's memory before it is read.
@@ -171,8 +166,11 @@ class ProductsClient(_RestClient):
 
     async def delete(self, product_id: UUID, *, etag: str | None = None) -> None:
         """Delete the product; with an entity tag, only in that version, as `update` does."""
+        # Its response is empty or a short problem document.
+        await self._prepay(_PROBLEM_BYTES)
+        path = f"{self._path}/{product_id}"
         # Not retried: the second attempt would return 404 for what the first one deleted.
-        await self._delete(product_id, idempotent=False, etag=etag)
+        self._body(await self._http.request("DELETE", path, headers=_if_match(etag), idempotent=False))
 
 
 class OrdersClient(_RestClient):
@@ -185,9 +183,12 @@ class OrdersClient(_RestClient):
         """Return the order's JSON."""
         return await self._get(order_id)
 
-    async def cancel(self, order_id: UUID) -> None:
-        """Cancel the order; cancelling it again changes nothing."""
-        await self._delete(order_id, idempotent=True)
+    async def cancel(self, order_id: UUID) -> bytes:
+        """Cancel the order and return its JSON; cancelling it again changes nothing."""
+        path = f"{self._path}/{order_id}"
+        cancelled = self._body(await self._request("DELETE", path, headers=_PREFER_REPRESENTATION, idempotent=True))
+        # There is none if the stock is not released yet, or if orders is of an earlier version.
+        return cancelled or await self.get(order_id)
 
 
 def _if_match(etag: str | None) -> dict[str, str] | None:

@@ -198,9 +198,7 @@ async def create_order(deps: Deps, *, order: dict[str, Any], idempotency_key: st
 
 async def cancel_order(deps: Deps, *, order_id: str) -> bytes:
     """Cancel the order and return it as it is afterwards."""
-    parsed = parse_path_id("order", order_id)
-    await deps.orders.cancel(parsed)
-    return await deps.orders.get(parsed)
+    return await deps.orders.cancel(parse_path_id("order", order_id))
 
 
 async def products_by_id(

@@ -20,7 +20,7 @@ from market.kit.errors import BadInput, InputErrors, NotFound, Problem
 from market.kit.http import edge
 from market.kit.http.admission import Admission
 from market.kit.http.requests import idempotency_key, parse_query, read_body, reject_unsupported_preconditions
-from market.kit.http.responses import json_response
+from market.kit.http.responses import json_response, prefers_representation
 from market.kit.mail_address import parse_mail_address
 from market.kit.paging import MAX_COUNT, Cursor, Offset, read_cursor, write_cursor
 from market.kit.process.health import Health
@@ -49,6 +49,7 @@ _BYTES_PER_LINE = 256
 # The weight of a page of orders is one line per this number of stored bytes.
 _PAGE_BYTES_PER_LINE = 2048
 
+_REPRESENTATION_APPLIED = {"Preference-Applied": "return=representation"}
 _UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 
 
@@ -347,8 +348,10 @@ def routes(
         reject_unsupported_preconditions(request)
         parse_query(request, _NoParameters)
         with context.deadline_in(_handler_seconds(default_timeout_seconds)):
-            released = await service.cancel_order(deps, text.parse_path_id("order", request.path_params["id"]))
-        return Response(status_code=204 if released else 202)
+            cancelled = await service.cancel_order(deps, text.parse_path_id("order", request.path_params["id"]))
+        if cancelled.is_released and prefers_representation(request):
+            return json_response(to_representation(cancelled.order), 200, _REPRESENTATION_APPLIED)
+        return Response(status_code=204 if cancelled.is_released else 202)
 
     return {
         "POST /api/order": create,

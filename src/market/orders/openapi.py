@@ -22,6 +22,13 @@ _KEY = parameter(
     {"type": "string", "pattern": "^[!-~]{1,255}$"},
 )
 
+_PREFER = parameter(
+    "Prefer",
+    "header",
+    "`return=representation` (RFC 7240): respond with 200 and the order instead of 204. Other preferences are ignored.",
+    {"type": "string"},
+)
+
 
 def _limit(items: str) -> dict[str, Any]:
     schema = {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}
@@ -198,6 +205,7 @@ def build(issuer: str | None = None) -> dict[str, Any]:
                 "cancelOrder",
                 "Cancel an order; it stays readable as cancelled.",
                 {
+                    200: ("The same as 204, if the request has `Prefer: return=representation`. The order.", Order),
                     202: ("The order is cancelled. Its stock will be released when inventory is available.", None),
                     204: (
                         "The order is cancelled and its stock released, or the order had been rejected before.",
@@ -207,8 +215,8 @@ def build(issuer: str | None = None) -> dict[str, Any]:
                     422: ("A parameter is unknown.", None),
                     **unavailable,
                 },
-                [_ID],
-                headers=_RETRY,
+                [_ID, _PREFER],
+                headers={200: {"Preference-Applied": "return=representation"}, **_RETRY},
             ),
             Operation(
                 "GET",

@@ -123,6 +123,16 @@ class PlacedOrder(Struct, frozen=True):
     replayed: bool
 
 
+class CancelledOrder(Struct, frozen=True):
+    """The order after its cancellation. It is cancelled, or had been rejected before.
+
+    is_released: False if its stock could not be released yet. Recovery will release it.
+    """
+
+    order: Order
+    is_released: bool
+
+
 async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) -> PlacedOrder:
     """Place an order and return it confirmed, or return the order that an earlier request with the same key placed.
 
@@ -228,12 +238,11 @@ async def _advance_pending(deps: Deps, order: Order) -> Order:
     return order
 
 
-async def cancel_order(deps: Deps, order_id: UUID) -> bool:
+async def cancel_order(deps: Deps, order_id: UUID) -> CancelledOrder:
     """Cancel the order, or leave it as it is if it was rejected.
 
-    Return False if the order is cancelled, but its stock could not be released yet. Recovery will release it. Raises
-    NotFound if there is no order that the caller may cancel. Raises Unavailable if it is unknown whether the order is
-    cancelled, or if the order has a status that only a newer version of the service knows.
+    Raises NotFound if there is no order that the caller may cancel. Raises Unavailable if it is unknown whether the
+    order is cancelled, or if the order has a status that only a newer version of the service knows.
     """
     with explain_unknown_outcome("cancelled", order_id, ADVICE_AFTER_CANCELLATION):
         # `get` may return an outdated order. That does no harm: a cancellation is applied only if the stored status is
@@ -244,24 +253,24 @@ async def cancel_order(deps: Deps, order_id: UUID) -> bool:
             raise NotFound("order", order_id)
         order = await _cancel_until_ended(deps, order)
         if order.status is Status.REJECTED:
-            return True
+            return CancelledOrder(order, is_released=True)
         if order.status is Status.UNKNOWN:
             raise unknown_status(order)
     if order.outbox and order.lease_owner is None:
         # If there is a lease, its owner also publishes the new event.
         deps.run_in_background(Step.PUBLISH, order.id, deps.relay.publish_now(order.id))
     if not order.release_due:
-        return True
+        return CancelledOrder(order, is_released=True)
     try:
         seconds = context.remaining(_MAX_RELEASE_SECONDS) - _CANCEL_RESPONSE_SECONDS
         with context.deadline_in(max(_MIN_RELEASE_SECONDS, seconds)):
             await _release(deps, order.id)
     except Unavailable as e:
         log.warning("stock release deferred", order_id=str(order_id), reason=str(e))
-        return False
+        return CancelledOrder(order, is_released=False)
     # The stock is released. If this is not recorded, recovery releases it again, which changes nothing.
     deps.run_in_background(Step.RELEASE, order.id, _record_release(deps, order.id))
-    return True
+    return CancelledOrder(order, is_released=True)
 
 
 async def _cancel_until_ended(deps: Deps, before: Order) -> Order:

@@ -38,12 +38,12 @@ def add_bugs_to_orders(service: Any) -> None:
         """Bug 3: the key of client 3 is dropped."""
         return await place(deps, new, None if new.user == client(3) else key, **options)
 
-    async def pretend_to_cancel(deps: Any, order_id: Any) -> bool:
+    async def pretend_to_cancel(deps: Any, order_id: Any) -> Any:
         """Bug 2: cancellations by client 2 are reported as successful, but nothing happens."""
         order = await deps.orders.get_latest(order_id)
         if order is not None and order.user == client(2):
-            return True
-        return bool(await cancel(deps, order_id))
+            return service.CancelledOrder(order, is_released=True)
+        return await cancel(deps, order_id)
 
     async def skip_reserve(deps: Any, order: Any) -> Any:
         """Bug 4: orders of client 4 are confirmed without a reservation. Bug 7: those of client 7 stay pending."""

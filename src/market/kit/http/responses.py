@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from starlette.requests import Request
 from starlette.responses import Response
 
 from market.kit.errors import Problem, Unavailable
@@ -38,6 +39,15 @@ def json_response(
     """
     data = body if isinstance(body, bytes) else msgspec.json.encode(body)
     return _Encoded(data, status, content_type, headers)
+
+
+def prefers_representation(request: Request) -> bool:
+    """Return whether the client prefers a response with the changed resource (`Prefer: return=representation`).
+
+    Source: RFC 7240, section 4.2
+    """
+    preferences = b",".join(value for name, value in request.scope["headers"] if name == b"prefer")
+    return b"return=representation" in preferences.lower().replace(b'"', b"").replace(b" ", b"").split(b",")
 
 
 def problem_response(problem: Problem) -> Response:
