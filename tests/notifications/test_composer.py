@@ -180,8 +180,15 @@ def test_the_longest_name_and_address_of_a_sender_fit_in_the_header(character: s
 
 @given(st.text(st.characters(codec="utf-8"), max_size=300))
 @example("a\r\nb\rc\nd\r")
+@example("x" * 999)
+@example("é\n" + "x" * 999)
+@example("a\x00b")
+@example(".\n..\nFrom a \n")
 def test_any_text_survives_encoding_and_decoding(text: str) -> None:
     encoded = _part("plain", text)
+    assert b"\0" not in encoded
+    assert encoded.isascii()
+    assert all(len(line) <= 998 for line in encoded.split(b"\r\n"))
     assert b"\r" not in encoded.replace(b"\r\n", b"")
     part = BytesParser(_class=EmailMessage, policy=policy.default).parsebytes(encoded)
     assert not part.defects

@@ -20,12 +20,28 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from market.contracts import events, money
 from market.notifications import config
-from market.notifications.domain import Mail, Notification
+from market.notifications.domain import Kind, Mail, Notification
 
 # Printable ASCII, and short enough for one line (RFC 5322: 998 characters), so that no header needs folding. Only the
 # recipient's address may also contain other printable characters (RFC 6532).
 _HEADER = re.compile(r"[A-Za-z-]{1,40}: [!-~](?:[ -~]{0,900}[!-~])?")
 _NON_ASCII = re.compile("[^\x00-\x7f]")
+# The longest line of a mail (RFC 5322 section 2.1.1).
+_MAX_LINE = 998
+# The subtypes of text in a mail, and the suffix of the template.
+_SUBTYPES = {"plain": "txt", "html": "html"}
+_PART_HEADERS = {
+    (subtype, encoding): (
+        f"Content-Type: text/{subtype}; charset=utf-8\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n".encode()
+    )
+    for subtype in _SUBTYPES
+    for encoding in ("7bit", "quoted-printable")
+}
+# The title and the first sentences of each kind of mail.
+_SENTENCES: dict[Kind, tuple[str, str]] = {
+    "created": ("Your order is confirmed", "Thank you for your order. Your items are reserved."),
+    "cancelled": ("Your order has been cancelled", "Your order has been cancelled. It will not be shipped."),
+}
 
 
 class MailComposer:
@@ -34,7 +50,7 @@ class MailComposer:
     def __init__(self, mail: config.Mail) -> None:
         self._from = _from_header(mail)
         self._domain = mail.address.partition("@")[2]
-        self._templates = Environment(
+        templates = Environment(
             loader=PackageLoader("market.notifications.mail", "templates"),
             autoescape=select_autoescape(["html"]),
             undefined=StrictUndefined,
@@ -43,7 +59,7 @@ class MailComposer:
             keep_trailing_newline=True,
             auto_reload=False,
         )
-        self._templates.filters["money"] = money.write
+        self._parts = [(subtype, templates.get_template(f"order.{suffix}")) for subtype, suffix in _SUBTYPES.items()]
         self._shop = mail.name or self._domain
 
     def message_id(self, event_id: str) -> str:
@@ -57,14 +73,14 @@ class MailComposer:
         """
         if notification.recipient is None:
             raise ValueError("the notification has no recipient")
-        status = "is confirmed" if notification.kind == "created" else "has been cancelled"
-        values = {"order": notification, "shop": self._shop, "title": f"Your order {status}"}
-        # "=_" cannot occur in quoted-printable text.
+        title, lead = _SENTENCES[notification.kind]
+        values = {"title": title, "lead": lead, "shop": self._shop, **_values(notification)}
+        # It is random, so that no text of an order contains it.
         boundary = f"=_{secrets.token_hex(16)}"
         headers = {
             "From": self._from,
             "To": notification.recipient,
-            "Subject": f"Your order {notification.short_id} {status}",
+            "Subject": f"Your order {notification.short_id} {title.removeprefix('Your order ')}",
             "Date": format_datetime(now),
             "Message-ID": self.message_id(notification.event_id),
         }
@@ -79,9 +95,8 @@ class MailComposer:
         headers["MIME-Version"] = "1.0"
         headers["Content-Type"] = f'multipart/alternative; boundary="{boundary}"'
         parts = [_header_block(headers)]
-        for suffix, subtype in (("txt", "plain"), ("html", "html")):
-            text = self._templates.get_template(f"{notification.kind}.{suffix}").render(values)
-            parts.append(f"--{boundary}\r\n".encode() + _part(subtype, text))
+        for subtype, template in self._parts:
+            parts += [f"--{boundary}\r\n".encode(), _part(subtype, template.render(values))]
         parts.append(f"--{boundary}--\r\n".encode())
         return Mail(notification.recipient, b"".join(parts))
 
@@ -99,11 +114,28 @@ def _header_block(headers: dict[str, str]) -> bytes:
 
 
 def _part(subtype: str, text: str) -> bytes:
-    """Return a part of the mail, encoded in lines of at most 76 characters."""
-    headers = {"Content-Type": f"text/{subtype}; charset=utf-8", "Content-Transfer-Encoding": "quoted-printable"}
+    """Return a part of the mail. Only a text that is not valid in a mail as it is becomes encoded."""
     # A carriage return alone must not occur in a mail (RFC 5322 section 2.3).
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n")
-    return _header_block(headers) + b2a_qp(lines.encode()) + b"\r\n"
+    content = text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n").encode() + b"\r\n"
+    # RFC 2045 section 2.7.
+    if content.isascii() and b"\0" not in content and max(map(len, content.split(b"\r\n"))) <= _MAX_LINE:
+        return _PART_HEADERS[subtype, "7bit"] + content
+    return _PART_HEADERS[subtype, "quoted-printable"] + b2a_qp(content)
+
+
+def _values(notification: Notification) -> dict[str, object]:
+    """Return what the templates show of the notification."""
+    code = notification.currency
+    return {
+        "order_id": str(notification.order_id),
+        "ordered_at": f"{notification.ordered_at:%Y-%m-%d %H:%M}",
+        "lines": [
+            (line.name, line.quantity, money.write(line.unit_price, code), money.write(line.amount, code))
+            for line in notification.lines
+        ],
+        "total": money.write(notification.total, code),
+        "currency": code,
+    }
 
 
 def _from_header(mail: config.Mail) -> str:
