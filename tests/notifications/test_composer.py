@@ -111,6 +111,23 @@ def test_no_text_of_an_event_can_add_or_change_a_header(
     assert notification.lines[0].name in parsed.get_body(("plain",)).get_content()  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    "quantity", [2_147_483_648, 10**30, -(10**30), 10**400], ids=["more", "huge", "less", "longest"]
+)
+def test_an_event_with_an_amount_that_cannot_be_written_is_invalid(quantity: int) -> None:
+    items = [{"product_id": "p", "name": "x", "quantity": 1, "unit_price": "99999999.999"}]
+    value = msgspec.json.encode(event(ORDER, user="a@b.example", items=items))
+    largest, larger = (
+        Message("orders", 0, 0, b"k", value.replace(b'"quantity":1', f'"quantity":{number}'.encode()))
+        for number in (2_147_483_647, quantity)
+    )
+    notification = parse_notification(largest)
+    assert notification is not None
+    assert b"214748364697852516.353" in COMPOSER.compose(notification, NOW).content
+    with pytest.raises(InvalidEvent, match=r"data\.items\[0\]\.quantity"):
+        parse_notification(larger)
+
+
 def test_the_same_event_has_the_same_message_id_and_another_event_a_different_one() -> None:
     created, cancelled = (
         parse_notification(_message(event(ORDER, event_type, user="a@b.example")))

@@ -11,13 +11,14 @@ import msgspec
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource
+from structlog.testing import capture_logs
 
 from market.contracts import events
 from market.kit.process.tracing import Tracer
 from market.notifications import config
 from market.notifications.api import handle
 from market.notifications.dead_letters import replaying
-from market.notifications.dead_letters.letters import DeadLetter
+from market.notifications.dead_letters.letters import Claim, DeadLetter
 from market.notifications.dead_letters.replaying import Outcome, ReplayDeps
 from market.notifications.deferral.orders import OrdersWithDeferredMail
 from market.notifications.domain import DeadLetterReason, Message, PendingMessage
@@ -156,6 +157,36 @@ async def test_a_replay_that_takes_too_long_is_reported_with_the_time_that_it_ha
     letter = DeadLetter(partition=0, offset=7, key=None, value_size=0, headers=())
     with pytest.raises(TimeoutError, match=r"^dead letter 0-7 was not replayed within 0\.5 s$"):
         await replaying.resolve(deps, nothing, nothing, letter, "replayed")
+
+
+class ForgetfulWriter:
+    """A writer that claims dead letters, and to which Kafka does not respond when they are marked as done."""
+
+    def __init__(self, letter: DeadLetter) -> None:
+        self._letter = letter
+
+    async def claim(
+        self, _partition: int, _offset: int, _key: Any, token: str, _now: datetime, until: datetime
+    ) -> None:
+        self._letter.claim = Claim(token, until)
+
+    async def mark(self, *_args: Any) -> None:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+    def read_on(self, *_args: Any) -> None:
+        """Act as the reader, too: nobody else has claimed the dead letter."""
+
+
+async def test_a_dead_letter_that_could_not_be_marked_as_done_is_in_the_audit_log() -> None:
+    mailing_deps: Any = Deps(None, None, config.Retry(), lambda: datetime.now(UTC), Tracer())
+    letter = DeadLetter(partition=0, offset=7, key=None, value_size=0, headers=())
+    kafka: Any = ForgetfulWriter(letter)
+    nothing: Any = None
+    deps = ReplayDeps(nothing, config.DeadLetters(), kafka, nothing, mailing_deps)
+    with capture_logs() as lines, pytest.raises(KafkaException):
+        await replaying.resolve_with_audit(deps, kafka, nothing, letter, "dropped")
+    [entry] = [line for line in lines if line.get("component") == "audit"]
+    assert (entry["event"], entry["target"], entry["after"]) == ("dead letter dropped", "dead letter 0-7", "unknown")
 
 
 async def test_a_dead_letter_that_could_not_be_written_is_written_later_although_its_event_cannot_be_parsed() -> None:

@@ -127,9 +127,20 @@ async def resolve_by_id(deps: ReplayDeps, partition: int, offset: int, action: A
         letter = letter_log.letters.get(f"{partition}-{offset}")
         if letter is None:
             return None
+        return await resolve_with_audit(deps, reader, letter_log, letter, action)
+
+
+async def resolve_with_audit(
+    deps: ReplayDeps, reader: DeadLetterReader, letter_log: DeadLetterLog, letter: DeadLetter, action: Action
+) -> Outcome:
+    """`resolve`, with an entry in the audit log if the dead letter was marked as done, or may have been mailed."""
+    after = "unknown"
+    try:
         outcome = await resolve(deps, reader, letter_log, letter, action)
-    if outcome.is_done_now:
-        audit.record(f"dead letter {action}", target=f"dead letter {letter.id}", before="open", after=outcome.result)
+        after = outcome.result if outcome.is_done_now else ""
+    finally:
+        if after:
+            audit.record(f"dead letter {action}", target=f"dead letter {letter.id}", before="open", after=after)
     return outcome
 
 

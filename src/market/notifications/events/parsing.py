@@ -22,6 +22,8 @@ _KINDS: dict[str, Kind] = {events.CREATED: "created", events.CANCELLED: "cancell
 # A dot-atom (RFC 5322), because the id is used in the Message-ID, before the @.
 _EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,128}(\.[A-Za-z0-9_-]{1,128})*")
 _CURRENCY = re.compile(r"[A-Z]{3}")
+# More than orders accepts, and little enough that a line's amount can be written.
+_MAX_QUANTITY = 2_147_483_647
 # Control characters, line separators, and characters that change the direction of the text after them.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 
@@ -103,7 +105,7 @@ def parse_notification(message: Message) -> Notification | None:
     try:
         order_id: UUID = text.parse_uuid("data.id", order.id)
         lines = tuple(
-            Line(_single_line(item.name), item.quantity, _price(index, item.unit_price))
+            Line(_single_line(item.name), _quantity(index, item.quantity), _price(index, item.unit_price))
             for index, item in enumerate(order.items)
         )
     except BadInput as e:
@@ -181,6 +183,12 @@ def _time_of(text: str) -> datetime | None:
         return _in_utc(datetime.fromisoformat(text))
     except (ValueError, OverflowError):
         return None
+
+
+def _quantity(index: int, value: int) -> int:
+    if abs(value) > _MAX_QUANTITY:
+        raise BadInput(f"data.items[{index}].quantity", f"must be at most {_MAX_QUANTITY}")
+    return value
 
 
 def _price(index: int, value: str) -> Decimal:
