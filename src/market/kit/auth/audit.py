@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import structlog
-
 from market.kit.auth.identity import identity
+from market.kit.optional_imports import without
+
+with without("rich"):  # As in kit/process/logs.py.
+    import structlog
 
 # Entries are written at every `log.level`.
 log = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.INFO), component="audit")

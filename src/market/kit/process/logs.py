@@ -7,10 +7,13 @@ import sys
 from contextlib import suppress
 from typing import Any, TextIO, cast
 
-import structlog
-
 from market.kit import context
 from market.kit.config import Log
+from market.kit.optional_imports import without
+
+# For tracebacks with colours, which are not used here. Images do not contain it.
+with without("rich"):
+    import structlog
 
 
 def _add_request(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:

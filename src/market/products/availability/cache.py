@@ -8,13 +8,16 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-import redis.asyncio
-import redis.exceptions
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-
+from market.kit.optional_imports import without
 from market.kit.process import logs
 from market.kit.resilience import CircuitBreaker, CircuitOpen
+
+# For redis-py's own metrics, which are not used here.
+with without("opentelemetry.sdk"):
+    import redis.asyncio
+    import redis.exceptions
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
 
 log = logs.get_logger("availability")
 
