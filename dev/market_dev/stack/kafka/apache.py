@@ -21,9 +21,12 @@ from market_dev.stack.servers.base import Server, StartError
 
 VERSION = "4.4.0"
 _PACKAGE = Path(str(files("market_dev.stack.kafka")))
-# Keep the heap close to what is in use: by default it grows to its limit and stays there.
+# Keep the heap close to what is in use. By default it grows to its limit and stays there.
 _JVM = [
     "-Xmx128m",
+    # A small young generation: it is filled whatever its size is.
+    "-Xms32m",
+    "-Xmn12m",
     "-XX:MinHeapFreeRatio=10",
     "-XX:MaxHeapFreeRatio=30",
     "-Xss512k",
