@@ -58,12 +58,12 @@ class Settings(msgspec.Struct, frozen=True):
     minutes: float = 60
     orders: int = 2000
     warmup: int = 256
-    first_warmup: int = 4000
+    first_warmup: int = 2000
     products: int = 1000
 
 
-async def run(trial: Trial, settings: Settings, directory: Path, *, kafka: str) -> None:
-    """Measure all contestants and check the stores, adding to `trial`.
+async def run(trial: Trial, settings: Settings, directory: Path, out: Path, *, kafka: str) -> None:
+    """Measure all contestants and check the stores, adding to `trial`. After each round it is written to `out`.
 
     Raises RuntimeError if a request fails, or if the stores contradict each other.
     """
@@ -88,9 +88,11 @@ async def run(trial: Trial, settings: Settings, directory: Path, *, kafka: str) 
                 print(f"round {number}, {contestant}", flush=True)
                 async with open_shop(stores[kind], ports, copies=copies) as shop:
                     placed[kind] += await _measure(trial, settings, contestant, shop, copies)
+            write(trial, settings, out)
         for kind, used in stores.items():
             trial.books[kind] = await check_books(used, placed=placed[kind], stock=workloads.product("")["stock"])
             print(f"{kind} stores: {trial.books[kind]}", flush=True)
+        write(trial, settings, out)
 
 
 async def _measure(trial: Trial, settings: Settings, contestant: str, shop: Shop, copies: int) -> int:
@@ -116,6 +118,13 @@ async def _measure(trial: Trial, settings: Settings, contestant: str, shop: Shop
     return placed
 
 
+def write(trial: Trial, settings: Settings, out: Path) -> None:
+    """Write the measurements as JSON, and the report."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "two-copies.json").write_bytes(msgspec.json.format(msgspec.json.encode(trial), indent=1) + b"\n")
+    (out / "two-copies.md").write_text(render(trial, list(settings.contestants)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -136,14 +145,10 @@ def main() -> None:
     directory = Path(tempfile.mkdtemp(prefix="market-two-copies-"))
     directory.chmod(0o755)
     try:
-        asyncio.run(run(trial, settings, directory, kafka=kafka))
+        asyncio.run(run(trial, settings, directory, args.out, kafka=kafka))
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "two-copies.json").write_bytes(msgspec.json.format(msgspec.json.encode(trial), indent=1) + b"\n")
-    text = render(trial, list(settings.contestants))
-    (args.out / "two-copies.md").write_text(text)
-    print(text)
+    print((args.out / "two-copies.md").read_text())
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def _published(bootstrap_servers: str) -> tuple[set[UUID], int]:
             for message in batch:
                 if message.error():
                     raise RuntimeError(f"the topic cannot be read: {message.error()}")
-                ids.add(UUID(bytes(message.key()).decode()))
+                ids.add(UUID((message.key() or b"").decode()))
             messages += len(batch)
     finally:
         consumer.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import msgspec
 
@@ -27,6 +28,14 @@ _ROWS = {
     "redis": "Redis",
 }
 _BY_MEMBER = ("mongodb", "postgres")
+# The rows of the summary, by the beginnings of the names of processes.
+_SERVICES = ("orders", "inventory", "products", "graphql", "notifications")
+_GROUPS = {
+    "the services": _SERVICES,
+    "MongoDB": ("mongodb",),
+    "PostgreSQL": ("postgres",),
+    "Kafka": ("kafka",),
+}
 AT_REST = "Without requests"
 
 
@@ -67,6 +76,8 @@ def render(trial: Trial, contestants: Sequence[str]) -> str:
         "order (without requests: per second); medians of the rounds, and their range. Ratios are taken within each "
         "round.",
     ]
+    if all(trial.rounds.values()):
+        parts += ["## Summary", "\n".join(_summary(trial.rounds, contestants))]
     for load, measured in trial.rounds.items():
         names = [name for name in contestants if name in measured]
         parts += [f"## {load}", "\n".join(_table(load, {name: measured[name] for name in names}))]
@@ -76,6 +87,29 @@ def render(trial: Trial, contestants: Sequence[str]) -> str:
         for kind, b in trial.books.items()
     ]
     return "\n\n".join([*parts, "## Checked at the end", "\n".join(checked)]) + "\n"
+
+
+def _summary(rounds: Mapping[str, Mapping[str, Sequence[Measurement]]], contestants: Sequence[str]) -> list[str]:
+    """Return the table of docs/scale.md: CPU per order, of the first load by kind of process, of each load in all."""
+    lines = [f"| CPU per order, ms | {' | '.join(contestants)} |", "|---" * (len(contestants) + 1) + "|"]
+
+    def add(title: str, load: str, value: Callable[[Measurement], float], digits: int = 2) -> None:
+        measured = [rounds[load].get(name, []) for name in contestants]
+        cells = [f"{statistics.median(map(value, found)):.{digits}f}" if found else "" for found in measured]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+
+    first = next(iter(rounds))
+    for title, kinds in _GROUPS.items():
+        add(title, first, partial(_cpu_ms_of, kinds))
+    for load in rounds:
+        if load != AT_REST:
+            add(f"**all**, {load[0].lower()}{load[1:]}", load, lambda m: sum(m.cpu_ms.values()))
+    add("orders per batch that is inserted", first, lambda m: float(m.notes["batches"]["orders.insert"]), 1)
+    return lines
+
+
+def _cpu_ms_of(kinds: Sequence[str], measured: Measurement) -> float:
+    return sum(ms for process, ms in measured.cpu_ms.items() if process.split()[0] in kinds)
 
 
 def _table(load: str, contestants: Mapping[str, Sequence[Measurement]]) -> list[str]:
