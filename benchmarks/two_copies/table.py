@@ -76,8 +76,8 @@ def render(trial: Trial, contestants: Sequence[str]) -> str:
         "order (without requests: per second); medians of the rounds, and their range. Ratios are taken within each "
         "round.",
     ]
-    if all(trial.rounds.values()):
-        parts += ["## Summary", "\n".join(_summary(trial.rounds, contestants))]
+    if loads := {load: measured for load, measured in trial.rounds.items() if measured and load != AT_REST}:
+        parts += ["## Summary", "\n".join(_summary(loads, contestants))]
     for load, measured in trial.rounds.items():
         names = [name for name in contestants if name in measured]
         parts += [f"## {load}", "\n".join(_table(load, {name: measured[name] for name in names}))]
@@ -102,8 +102,7 @@ def _summary(rounds: Mapping[str, Mapping[str, Sequence[Measurement]]], contesta
     for title, kinds in _GROUPS.items():
         add(title, first, partial(_cpu_ms_of, kinds))
     for load in rounds:
-        if load != AT_REST:
-            add(f"**all**, {load[0].lower()}{load[1:]}", load, lambda m: sum(m.cpu_ms.values()))
+        add(f"**all**, {load[0].lower()}{load[1:]}", load, lambda m: sum(m.cpu_ms.values()))
     add("orders per batch that is inserted", first, lambda m: float(m.notes["batches"]["orders.insert"]), 1)
     return lines
 
