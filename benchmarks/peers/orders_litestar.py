@@ -22,6 +22,7 @@ from bson import Binary, Decimal128
 from litestar import Litestar, post
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
+from litestar.logging import LoggingConfig
 from msgspec import Meta
 from pymongo import AsyncMongoClient, WriteConcern
 
@@ -143,4 +144,6 @@ async def place(data: NewOrder, state: State) -> Order:
     return order
 
 
-app = Litestar(route_handlers=[place], lifespan=[clients], openapi_config=None)
+# Without a line for each request of httpx, which Litestar's usual level would write.
+logging = LoggingConfig(root={"level": "WARNING", "handlers": ["queue_listener"]})
+app = Litestar(route_handlers=[place], lifespan=[clients], logging_config=logging, openapi_config=None)

@@ -27,6 +27,7 @@ from advanced_alchemy.extensions.litestar import (
 )
 from litestar import Litestar, get
 from litestar.datastructures import State
+from litestar.logging import LoggingConfig
 from litestar.params import Parameter
 from redis.asyncio import Redis
 from sqlalchemy.orm import Mapped, mapped_column
@@ -143,5 +144,6 @@ app = Litestar(
     dependencies=providers.create_service_dependencies(ProductService, "products", config=database),
     lifespan=[clients],
     plugins=[SQLAlchemyPlugin(config=database)],
+    logging_config=LoggingConfig(root={"level": "WARNING", "handlers": ["queue_listener"]}),
     openapi_config=None,
 )

@@ -15,6 +15,7 @@ from benchmarks.lone_calls import Result
 from benchmarks.measurements import Latency, Measurement, Spread, percentiles, ratio, ratio_to
 from benchmarks.scenario import Contestants, Scenario, at_most_a_third, compare, median_p99
 from benchmarks.scenarios import before, inventory
+from benchmarks.scenarios.all import SCENARIOS
 from benchmarks.testbed import Testbed
 
 ROOT = Path(__file__).parents[2]
@@ -215,6 +216,15 @@ def test_a_full_run_refuses_to_leave_out_a_peer(capsys: pytest.CaptureFixture[st
 
     assert exit_info.value.code == 2
     assert "the peers require Node and npm." in capsys.readouterr().err
+
+
+def test_a_word_chooses_the_scenario_of_that_name_or_all_whose_names_begin_with_it() -> None:
+    def chosen(*words: str) -> list[str]:
+        return [scenario.name for scenario in SCENARIOS if run._is_chosen(scenario, list(words))]
+
+    assert chosen("order", "mail") == ["order", "mail"]
+    assert chosen("order-c") == ["order-count", "order-count-reconcile"]
+    assert chosen() == [scenario.name for scenario in SCENARIOS]
 
 
 def test_importing_the_scenarios_needs_no_package_of_a_peer() -> None:
