@@ -16,6 +16,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 from starlette.requests import ClientDisconnect, Request
@@ -110,7 +111,7 @@ class Ticket:
         self._size_class = size_class
         if has_waited:
             try:
-                if await self._request.is_disconnected():
+                if _is_disconnected(self._request):
                     raise ClientDisconnect
             except BaseException:
                 self._leave()
@@ -120,6 +121,21 @@ class Ticket:
         if self._size_class is not None:
             self._size_class.leave(self._caller, self._weight)
             self._size_class = None
+
+
+def _is_disconnected(request: Request) -> bool:
+    """Return whether the client has disconnected, without waiting for a message.
+
+    Starlette's method cancels a scope of anyio for it, which formats the task as text: that takes 30 us instead of 1.
+    """
+    receiving: Any = request.receive()
+    try:
+        # Runs until the message is there, or until it would have to wait for one.
+        receiving.send(None)
+    except StopIteration as received:
+        return bool(received.value["type"] == "http.disconnect")
+    receiving.close()
+    return False
 
 
 class _SizeClass:
