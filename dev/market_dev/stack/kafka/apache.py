@@ -193,13 +193,19 @@ def download() -> None:
 
 def _verify(libs: Path) -> None:
     expected = _hashes()
-    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(libs.glob("*.jar"))}
+    found = {path.name: _digest(path) for path in sorted(libs.glob("*.jar"))}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:
         raise StartError(
             f"unexpected hashes of Apache Kafka's jars in {libs}: {', '.join(wrong[:5])}; "
             "remove that directory and try again"
         )
+
+
+def _digest(path: Path) -> str:
+    # In pieces: the largest jar would add its size to the memory of `market up`.
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _classpath() -> str:
