@@ -65,7 +65,7 @@ def client_settings(config: Kafka, client_id: str) -> dict[str, Any]:
         "log_level": 2,
         "socket.connection.setup.timeout.ms": 3_000,
         "reconnect.backoff.ms": 50,
-        "reconnect.backoff.max.ms": 1_000,
+        "reconnect.backoff.max.ms": 250,
         "topic.metadata.refresh.interval.ms": 30_000,
         **config.options,
     }

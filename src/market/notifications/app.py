@@ -96,6 +96,7 @@ async def build(config: Config, process: Process, clients: Clients | None = None
     }
 
     try:
+        sent_log.connect()
         async with authenticator(config.auth) as authentication, periodic_tasks(tasks):
             app = api.rest_api(config, replay_deps, process.tracer, process.health, authenticator=authentication)
             server = ConsumerAndApi(consumer, HttpServer(app, config.http.host, config.http.port, limits=config.http))

@@ -94,6 +94,14 @@ class SentLog:
         self._loading = asyncio.Lock()
         self._writing = asyncio.Lock()
 
+    def connect(self) -> None:
+        """Create the producer, if there is none yet.
+
+        librdkafka's idempotent producers do not send their first message until half a second after they have found a
+        broker, so a service that will write soon creates it at its start.
+        """
+        self._connected_producer()
+
     async def read_first_start(self) -> FirstStart:
         """Create the topic if it does not exist, and return what it records about the first start.
 
@@ -182,11 +190,15 @@ class SentLog:
             await self._producer.close(_CLOSE_SECONDS)
 
     async def _write(self, key: bytes | None, value: bytes | None) -> None:
+        producer = self._connected_producer()
+        await producer.send_and_wait(self._config.sent_log_topic_name, value, key=key, partition=reader.PARTITION)
+
+    def _connected_producer(self) -> Producer[None]:
         if self._producer is None:
             self._producer = Producer(
                 self._config, _CLIENT_ID, max_message_bytes=reader.MAX_RECORD_BYTES, on_failure=self._on_failure
             )
-        await self._producer.send_and_wait(self._config.sent_log_topic_name, value, key=key, partition=reader.PARTITION)
+        return self._producer
 
     def _load(self) -> RecentDigests:
         ids = RecentDigests(self._max_ids)
