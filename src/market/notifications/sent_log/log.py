@@ -97,8 +97,8 @@ class SentLog:
     def connect(self) -> None:
         """Create the producer, if there is none yet.
 
-        librdkafka's idempotent producers do not send their first message until half a second after they have found a
-        broker, so a service that will write soon creates it at its start.
+        librdkafka's idempotent producers mostly send their first message only half a second after they have found the
+        broker, so the service creates it at its start, before it has anything to write.
         """
         self._connected_producer()
 
