@@ -60,9 +60,10 @@ class Mongodb(Server):
                 self.host,
                 "--replSet",
                 _SET,
-                # Below the minimum of --wiredTigerCacheSizeGB, 256 MB: the cache fills up, no matter how large it is.
+                # The cache fills up, no matter how large it is. The minimum of --wiredTigerCacheSizeGB is 256 MB. The
+                # storage engine would allocate 33,000 sessions, which take 38 MiB. An operation needs one.
                 "--wiredTigerEngineConfigString",
-                "cache_size=64M",
+                "cache_size=64M,session_max=2000",
                 "--oplogSize",
                 "256",
                 "--nounixsocket",
