@@ -138,7 +138,9 @@ class OrderRepository:
                 results[index] = IdempotencyKeyTaken()
             elif field := next((name for name in ("idempotency_key", "key") if name in pattern), None):
                 results[index] = KeyFieldTaken(field)
-            # Otherwise the id exists already: an earlier attempt stored this order.
+            elif "_id" not in pattern:
+                results[index] = Unavailable("the order store rejected the order")
+            # Otherwise an earlier attempt stored this order.
         return results
 
     # Reading orders

@@ -8,6 +8,7 @@ write.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -47,6 +48,9 @@ MIN_TIMESTAMP = Timestamp(0, 1)
 _MAX_LOGGED_UNREADABLE = 1000
 # The code of MongoDB's errors for missing privileges.
 _UNAUTHORIZED = 13
+# The codes of its errors for a server that is no longer, or not yet, the primary, or is shutting down. If this happens
+# while a write waits for a majority, the error is in the response to the write.
+_NOT_PRIMARY = frozenset({91, 189, 10107, 11600, 11602, 13435, 13436})
 _CODEC: CodecOptions[Document] = CodecOptions(tz_aware=True, uuid_representation=UuidRepresentation.STANDARD)
 
 
@@ -54,8 +58,8 @@ def create_client(config: MongoDB) -> AsyncMongoClient[Document]:
     """Return a client that connects, and reconnects, automatically.
 
     An operation fails after `timeout_seconds`. If a connection breaks, the driver retries the operation within this
-    time. MongoDB applies a retried write only once (retryable writes). `OrdersCollection.insert`, `update_each` and
-    `update_all` are not retried by the driver.
+    time. MongoDB applies a retried write only once (retryable writes). `OrdersCollection` itself repeats the writes of
+    `insert`, `update_each` and `update_all`.
     """
     return AsyncMongoClient(
         config.uri,
@@ -233,8 +237,8 @@ class OrdersCollection:
     async def insert(self, new: Sequence[Document]) -> Mapping[int, Document]:
         """Insert independent documents in one command. Return MongoDB's errors by the document's position in `new`.
 
-        The command may be sent twice (see `_write`). A document that the first attempt has stored then has the error
-        that its `_id` exists.
+        The command may be sent several times (see `_write`). A document that an earlier attempt has stored then has the
+        error that its `_id` exists.
         """
         response = await self._write({"insert": self.pymongo_collection.name, "documents": new})
         return {error["index"]: error for error in response.get("writeErrors", ())}
@@ -242,8 +246,8 @@ class OrdersCollection:
     async def update_each(self, updates: Sequence[documents.ConditionalUpdate]) -> int:
         """Apply independent updates in one command and return how many matched a document.
 
-        The command may be sent twice (see `_write`). An update that the first attempt has applied then counts only if
-        it still matches. Also raises Unavailable if the server applied only some of the updates.
+        The command may be sent several times (see `_write`). An update that an earlier attempt has applied then counts
+        only if it still matches. Also raises Unavailable if the server applied only some of the updates.
         """
         return await self._update([{"q": update.where, "u": update.change} for update in updates])
 
@@ -259,25 +263,35 @@ class OrdersCollection:
         return matched
 
     async def _write(self, command: Mapping[str, Any]) -> Document:
-        """Run a command with independent writes, and return the response. If the connection breaks, run it once more.
+        """Run a command with independent writes, and return the response.
 
-        PyMongo's own methods make each write retryable, for which MongoDB stores another document per update: a third
-        of its CPU time per order. Here a repeated command may find its own writes, so they must be conditional.
-        Raises Unavailable if the server could not make the writes durable.
+        If the connection breaks, or the server is no longer the primary, run it again, until the deadline: an election
+        takes several attempts. PyMongo's own methods do the same, but they make each write retryable, for which MongoDB
+        stores another document per update: a third of its CPU time per order. Here a repeated command may find its own
+        writes, so they must be conditional. Raises Unavailable if the server could not make the writes durable.
         """
         options = {"ordered": False, "writeConcern": self.pymongo_collection.write_concern.document}
+        ends_at = time.monotonic() + context.remaining(self._timeout_seconds)
 
-        async def send() -> Document:
-            return await self._database.command({**command, **options}, codec_options=_CODEC)
-
-        async def send_again_if_broken() -> Document:
+        async def send() -> Document | None:
+            """Return the response, or None if the command must be sent again."""
             try:
-                return await send()
+                response = await self._database.command({**command, **options}, codec_options=_CODEC)
             except AutoReconnect:
                 reraise_if_cancelled()
-                return await send()
+                if time.monotonic() >= ends_at:
+                    raise
+                return None
+            is_interrupted = response.get("writeConcernError", {}).get("code") in _NOT_PRIMARY
+            return None if is_interrupted and time.monotonic() < ends_at else response
 
-        response = await self.run(send_again_if_broken)
+        async def send_until_received() -> Document:
+            # PyMongo waits for a primary before it sends anything.
+            while (response := await send()) is None:
+                pass
+            return response
+
+        response = await self.run(send_until_received)
         if "writeConcernError" in response:
             raise Unavailable("the order store could not make the write durable")
         return response
