@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from market.kit.errors import Problem, Unavailable
+
+# The elements of a list separated by commas. A quoted text may contain commas, and quotes after a backslash.
+_PREFERENCES = re.compile(rb'(?:"(?:[^"\\]|\\.)*"?|[^",])+')
 
 
 class _Encoded(Response):
@@ -44,10 +48,16 @@ def json_response(
 def prefers_representation(request: Request) -> bool:
     """Return whether the client prefers a response with the changed resource (`Prefer: return=representation`).
 
-    Source: RFC 7240, section 4.2
+    Other preferences, and parameters, are ignored. If `return` is repeated, the first one counts.
+
+    Source: RFC 7240, sections 2 and 4.2
     """
-    preferences = b",".join(value for name, value in request.scope["headers"] if name == b"prefer")
-    return b"return=representation" in preferences.lower().replace(b'"', b"").replace(b" ", b"").split(b",")
+    header = b",".join(value for name, value in request.scope["headers"] if name == b"prefer")
+    for preference in _PREFERENCES.findall(header):
+        name, _, value = preference.partition(b";")[0].partition(b"=")
+        if name.strip().lower() == b"return":
+            return bool(value.strip().strip(b'"').lower() == b"representation")
+    return False
 
 
 def problem_response(problem: Problem) -> Response:
