@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -10,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from market.contracts import inventory_pb2 as pb
+from market.inventory.api import parse_id, parse_ids, parse_message
 from market.inventory.availability.messages import encode_response, read_ids
 from market.inventory.batching.transactions import TransactionBatcher
 from market.inventory.domain import MAX_STOCK
+from market.kit.errors import BadInput
 
 A, B, C = "aaaaaaaa-0000-4000-8000-000000000001", "bbbbbbbb-0000-4000-8000-000000000002", str(UUID(int=3))
 
@@ -67,6 +70,46 @@ def test_bytes_of_another_message_are_left_to_the_generated_code(added: bytes) -
     assert read_ids(request) == [A, B]
     assert read_ids(request + added) is None
     assert read_ids(added + request) is None
+
+
+def field(content: bytes, number: int = 1) -> bytes:
+    """Return the bytes of a field with a text."""
+    return bytes([number << 3 | 2, len(content)]) + content
+
+
+def field_with_long_length(content: bytes) -> bytes:
+    """Return the bytes of the field with an unnecessary byte in its length."""
+    return bytes([10, len(content) | 0x80, 0]) + content
+
+
+IDS = st.uuids().map(lambda i: str(i).encode())
+ALMOST_IDS = st.text("0123456789abcdefABCDEF-{}\n$, \u0660", min_size=34, max_size=37).map(str.encode)
+PARTS = st.one_of(
+    IDS.map(field),
+    IDS.map(bytes.upper).map(field),
+    IDS.map(field_with_long_length),
+    IDS.map(lambda i: field(i, number=2)),
+    IDS.map(lambda i: field(i)[:-1]),
+    ALMOST_IDS.map(field),
+    st.binary(max_size=40).map(field),
+    st.binary(max_size=40),
+)
+
+
+def parse_by_generated_code(request: bytes) -> list[str]:
+    texts = parse_message(pb.CheckAvaliableRequest, request).product_ids
+    return [str(parse_id(f"product_ids[{n}]", text)) for n, text in enumerate(texts)]
+
+
+@given(st.lists(PARTS, max_size=6).map(b"".join))
+def test_any_bytes_have_the_result_of_the_generated_code(request: bytes) -> None:
+    results: list[list[str] | str] = []
+    for parse in (parse_by_generated_code, partial(parse_ids, pb.CheckAvaliableRequest)):
+        try:
+            results.append(parse(request))
+        except BadInput as e:
+            results.append(str(e))
+    assert results[0] == results[1]
 
 
 class Stock:
