@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import pytest
+from aiosmtplib import SMTP, SMTPServerDisconnected
 
 from market.notifications import config
 from market.notifications.domain import Mail, MailDeferred, MailRejected
+from market.notifications.mail.connection import Connection
 from market.notifications.mail.smtp import SmtpClient
 from tests.support.waiting import until
 
@@ -165,6 +167,19 @@ async def test_a_reply_that_is_malformed_endless_or_late_breaks_the_connection(r
             await client.send(MAIL)
         await until(server.closed.is_set)
         assert client._idle == []
+
+
+async def test_what_follows_a_malformed_reply_is_not_the_reply_to_the_command_before() -> None:
+    # Otherwise, the server's reply to DATA would count as its refusal of the recipient.
+    async with running(MAIL=b"250 OK\r\nhello\r\n554 5.5.1 no\r\n", RCPT=b"", DATA=b"") as (server, client):
+        with pytest.raises(MailDeferred, match="connection broken"):
+            await client.send(MAIL)
+        await until(server.closed.is_set)
+
+
+async def test_a_connection_that_was_lost_just_after_the_greeting_is_a_lost_connection() -> None:
+    with pytest.raises(SMTPServerDisconnected):
+        Connection(SMTP(), 1)
 
 
 async def test_what_a_server_says_without_being_asked_is_not_the_reply_to_the_next_command() -> None:

@@ -59,6 +59,9 @@ class Connection(asyncio.Protocol):
         # Waits for the next reply.
         self._waiter: asyncio.Future[None] | None = None
         self._lost = False
+        if smtp.transport is None:
+            # The server has closed the connection after its last reply to aiosmtplib.
+            raise SMTPServerDisconnected("Connection lost")
         # A cast, because uvloop's transports are not subclasses of asyncio's.
         self._transport = cast(asyncio.Transport, smtp.transport)
         self._transport.set_protocol(self)
@@ -151,7 +154,8 @@ class Connection(asyncio.Protocol):
 
     def _take_reply(self) -> None:
         lines, self._lines = self._lines, []
-        if len(self._replies) == self._expected:
+        # After a malformed reply, it is unknown to which command the next one belongs.
+        if self._lost or len(self._replies) == self._expected:
             return
         code = lines[-1][:3]
         if not _REPLY_CODE.fullmatch(code):
