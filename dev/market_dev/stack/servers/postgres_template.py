@@ -31,9 +31,11 @@ def copy(source: Path, target: Path, owner: tuple[int, int] | None) -> None:
     owner: user and group of the copy; None: those of this process
     """
     # Not shutil.copytree, which takes twice as long for these 1,500 files.
-    done = subprocess.run(["cp", "-R", f"{source}/.", target], capture_output=True, text=True, check=False)
+    command = ["cp", "-R", f"{source}/.", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True)
     if done.returncode:
-        raise StartError(f"PostgreSQL: {source} cannot be copied: {done.stderr.strip().splitlines()[-1]}")
+        reason = (done.stderr.strip().splitlines() or ["no error message"])[-1]
+        raise StartError(f"PostgreSQL: {source} cannot be copied: {reason}")
     if owner is not None:
         for directory, _, files in os.walk(target):
             for path in (directory, *(os.path.join(directory, file) for file in files)):
@@ -50,5 +52,16 @@ def keep(cluster: Path, place: Path) -> None:
             # A template must not be found incomplete after a power failure.
             subprocess.run(["sync", "--file-system", new], check=False)
             publish(new, place)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+
+def discard(place: Path) -> None:
+    """Remove a template that is not usable."""
+    with suppress(OSError):
+        # Under another name, so that another stack's copy in progress fails instead of missing files.
+        new = Path(tempfile.mkdtemp(prefix=f"{place.name}.", dir=place.parent))
+        try:
+            place.rename(new)
         finally:
             shutil.rmtree(new, ignore_errors=True)
