@@ -189,6 +189,47 @@ async def test_a_dead_letter_that_could_not_be_marked_as_done_is_in_the_audit_lo
     assert (entry["event"], entry["target"], entry["after"]) == ("dead letter dropped", "dead letter 0-7", "unknown")
 
 
+class SilentMailServer:
+    """A mailer whose mail server does not reply, and a writer and reader that have one dead letter."""
+
+    def __init__(self, letter: DeadLetter) -> None:
+        self._letter = letter
+
+    async def send(self, *_args: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def claim(
+        self, _partition: int, _offset: int, _key: Any, token: str, _now: datetime, until: datetime
+    ) -> None:
+        self._letter.claim = Claim(token, until)
+
+    async def release(self, *_args: Any) -> None:
+        self._letter.claim = None
+
+    def read_on(self, *_args: Any) -> None:
+        """Nobody else has claimed the dead letter."""
+
+    def original_message(self, _letter: DeadLetter) -> Message:
+        return Message("orders", 0, 0, b"key", msgspec.json.encode(event(uuid4(), user="ann@example.test")))
+
+    async def was_mailed(self, *_args: Any) -> bool:
+        return False
+
+
+async def test_a_replay_that_the_mail_server_did_not_reply_to_is_in_the_audit_log() -> None:
+    letter = DeadLetter(partition=0, offset=7, key=None, value_size=0, headers=())
+    fake: Any = SilentMailServer(letter)
+    mailing_deps: Any = Deps(fake, None, config.Retry(), lambda: datetime.now(UTC), Tracer())
+    nothing: Any = None
+    deps = ReplayDeps(nothing, config.DeadLetters(mail_seconds=0.1), fake, fake, mailing_deps)
+    with capture_logs() as lines:
+        outcome = await replaying.resolve_with_audit(deps, fake, nothing, letter, "replayed")
+    assert (outcome.result, outcome.reason) == ("open", "no-reply")
+    # The mail may have been sent.
+    [entry] = [line for line in lines if line.get("component") == "audit"]
+    assert (entry["event"], entry["target"], entry["after"]) == ("dead letter replayed", "dead letter 0-7", "unknown")
+
+
 async def test_a_dead_letter_that_could_not_be_written_is_written_later_although_its_event_cannot_be_parsed() -> None:
     letters: Any = FailingOnce()
     orders = OrdersWithDeferredMail()

@@ -137,7 +137,8 @@ async def resolve_with_audit(
     after = "unknown"
     try:
         outcome = await resolve(deps, reader, letter_log, letter, action)
-        after = outcome.result if outcome.is_done_now else ""
+        if outcome.reason != "no-reply":
+            after = outcome.result if outcome.is_done_now else ""
     finally:
         if after:
             audit.record(f"dead letter {action}", target=f"dead letter {letter.id}", before="open", after=after)
