@@ -18,7 +18,7 @@ from market.products import app
 from market.products.search.language import parse
 from market.products.search.matching import compile_search
 from market.products.search.pages import SearchQuery, read_page_by_sort
-from market.products.search.ranking import read_positions
+from market.products.search.ranking import read_first_positions, read_positions
 from market.products.search.ranks import ranks_of
 from market.products.search.sampling import Sample, is_common, take_sample
 from market.storefront.importing.online_retail import Article
@@ -164,6 +164,21 @@ async def test_the_order_is_the_same_if_a_sample_shows_that_a_search_is_common(p
                 after = page.positions[-1]
             assert await read_positions(conn, matches, common, after, 40) == ([], 10_001)
             after = None
+
+
+async def test_few_similar_products_are_sorted_and_not_looked_for_in_the_list(products: RunningProducts):
+    names = [("Thing", "") if n < 1800 else ("A red lamp", "") for n in range(2000)]
+    lamps = (await fill(products, names))[1800:]
+    statements: list[str] = []
+    async with products.db.acquire() as conn:
+        matches = await compile_search(conn, parse("red lamp"))
+        sample = await take_sample(conn, matches, min_products=2000, few=1000)
+        assert sample.found is not None
+        assert sample.found > sample.max_sorted(3)
+        with conn.query_logger(lambda record: statements.append(record.query)):
+            positions = await read_first_positions(conn, matches, sample, 3)
+    assert [str(position.id) for position in positions] == sorted(lamps, reverse=True)[:3]
+    assert len(statements) == 1
 
 
 async def test_what_is_only_at_the_end_of_the_list_is_found_by_the_index(products: RunningProducts):

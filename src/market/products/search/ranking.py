@@ -48,7 +48,9 @@ async def read_positions(
 
 async def read_first_positions(conn: Connection, matches: Matches, sample: Sample, limit: int) -> list[RankPosition]:
     """Return the first positions, without counting what is found."""
-    if sample.found is not None and sample.found > sample.max_sorted(limit):
+    # Without estimates of the ranks, few are found. Then sorting all of them takes less time than reading each rank,
+    # which might be at the end of the list.
+    if sample.ranks and sample.found is not None and sample.found > sample.max_sorted(limit):
         return await _read_by_rank(conn, matches, sample, None, limit)
     return (await read_positions(conn, matches, sample, None, limit)).positions
 
