@@ -140,9 +140,20 @@ async def test_after_a_refusal_the_connection_is_reset_and_used_again(
     assert server.connections == 1
 
 
-async def test_nothing_is_sent_as_the_content_of_a_mail_whose_recipient_was_refused() -> None:
-    async with running(RCPT=b"550 5.1.1 who\r\n") as (server, client):
-        with pytest.raises(MailRejected, match="550"):
+@pytest.mark.parametrize(
+    ("replies", "error"),
+    [
+        ({"RCPT": b"550 5.1.1 who\r\n"}, MailRejected),
+        ({"MAIL": b"550 5.1.1 who\r\n"}, MailRejected),
+        # A reply is missing, so that 354 looks like the reply to RCPT TO.
+        ({"RCPT": b"", "DATA": b"354 go on\r\n250 OK\r\n"}, MailDeferred),
+    ],
+)
+async def test_nothing_is_sent_as_the_content_of_a_mail_that_was_refused(
+    replies: dict[str, bytes], error: type[Exception]
+) -> None:
+    async with running(**replies) as (server, client):
+        with pytest.raises(error):
             await client.send(MAIL)
         await until(server.closed.is_set)
     # Neither RSET, which the server would take for the content, nor an empty mail.

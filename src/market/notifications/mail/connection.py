@@ -99,7 +99,7 @@ class Connection(asyncio.Protocol):
             raise SMTPRecipientRefused(reply.code, reply.message, mail.recipient)
         if not self._pipelining:
             self._send(b"DATA\r\n")
-        reply = await self._read()
+        reply = await self._read(may_start_input=True)
         if reply.code != _START_INPUT:
             raise SMTPDataError(reply.code, reply.message)
         self._send(_as_data(mail.content))
@@ -116,10 +116,7 @@ class Connection(asyncio.Protocol):
     async def reset(self) -> None:
         """Abort the current mail. If this raises an exception, close the connection."""
         while self._expected:
-            reply = await self._read()
-            if reply.code == _START_INPUT:
-                # The server has refused the recipient, but waits for the content. It would take RSET for it.
-                raise SMTPException("content requested after a refusal")
+            await self._read()
         self._send(b"RSET\r\n")
         reply = await self._read()
         if reply.code != _COMPLETED:
@@ -178,12 +175,16 @@ class Connection(asyncio.Protocol):
         self._expected += replies
         self._transport.write(commands)
 
-    async def _read(self) -> SMTPResponse:
-        """Return the next reply."""
+    async def _read(self, *, may_start_input: bool = False) -> SMTPResponse:
+        """Return the next reply. Raises SMTPException if it requests the content, unless `may_start_input`."""
         if not self._replies:
             await self._wait()
         self._expected -= 1
-        return self._replies.popleft()
+        reply = self._replies.popleft()
+        if reply.code == _START_INPUT and not may_start_input:
+            # For example, the server has refused the recipient and accepted DATA. It would take RSET for the content.
+            raise SMTPException("content requested unexpectedly")
+        return reply
 
     async def _wait(self) -> None:
         if not self.is_connected:
