@@ -6,7 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from market_dev.commands import demo
+from market_dev.commands import demo, up
 
 import market.graphql
 from market.contracts.money import parse_price
@@ -56,3 +56,13 @@ async def test_a_shop_with_products_gets_no_demo_catalogue(shop: InMemoryShop) -
     shop.products["1"] = {"id": "1", "name": "MUG", "description": ""}
     assert await demo.create_catalogue(shop.url) == 0
     assert len(shop.products) == 1
+
+
+def test_market_up_imports_nothing_from_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "yaml.py").write_text("raise SystemExit(7)\n")
+    monkeypatch.chdir(tmp_path)
+    with up._demo_process(empty=False) as process:
+        assert process is not None
+        process.communicate(b"{}")
+    # The input is invalid.
+    assert process.returncode == 1

@@ -195,7 +195,8 @@ def _demo_process(empty: bool) -> Iterator[subprocess.Popen[bytes] | None]:
         yield None
         return
     process = subprocess.Popen(
-        [sys.executable, "-m", "market_dev.commands.demo"],
+        # -P: import nothing from the current directory, which may be any.
+        [sys.executable, "-P", "-m", "market_dev.commands.demo"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,

@@ -273,7 +273,8 @@ class Stack:
         log.parent.mkdir(exist_ok=True)
         with log.open("ab") as errors:
             self._migrations = subprocess.Popen(
-                [sys.executable, "-m", "market_dev.stack.migrate"],
+                # -P: import nothing from the current directory, which may be any.
+                [sys.executable, "-P", "-m", "market_dev.stack.migrate"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
