@@ -13,6 +13,7 @@ import pytest
 from market_dev.stack import processes
 from market_dev.stack.servers.mongodb import Mongodb
 
+from market.kit import context
 from market.kit.errors import Unavailable
 from market.orders.config import MongoDB
 from market.orders.idempotency.keys import IdempotencyKeyRepository
@@ -96,6 +97,14 @@ async def test_a_batch_that_an_election_interrupts_is_written_again_and_finds_it
     assert await writes.orders.update_each([update]) == 0
     assert await writes.find(UUID(int=1)) == {"_id": UUID(int=1), "status": "confirmed"}
     assert await writes.count_failures() == 4
+
+
+async def test_a_server_that_does_not_become_the_primary_is_not_flooded(writes: Writes) -> None:
+    for failure in (ELECTION, ELECTION_AFTERWARDS):
+        await writes.fail(failure, times=1_000_000)
+        with context.deadline_in(2), pytest.raises(Unavailable):
+            await writes.orders.insert([{"_id": uuid4()}])
+    assert 4 <= await writes.count_failures() < 200
 
 
 async def test_a_batch_without_a_majority_is_not_written_again(writes: Writes) -> None:

@@ -27,7 +27,7 @@ from pymongo.write_concern import WriteConcern
 from market.kit import context
 from market.kit.errors import DeadlineExceeded, Unavailable
 from market.kit.process import logs
-from market.kit.resilience import CircuitBreaker, reraise_if_cancelled
+from market.kit.resilience import CircuitBreaker, backoff, reraise_if_cancelled
 from market.orders.config import MongoDB
 from market.orders.domain import Order, UnreadableOrder
 from market.orders.metrics import UNREADABLE
@@ -51,6 +51,8 @@ _UNAUTHORIZED = 13
 # The codes of its errors for a server that is no longer, or not yet, the primary, or is shutting down. If this happens
 # while a write waits for a majority, the error is in the response to the write.
 _NOT_PRIMARY = frozenset({91, 189, 10107, 11600, 11602, 13435, 13436})
+# The maximum pause before a write is sent again for the second time, and each time after that.
+_MAX_PAUSE_SECONDS = 0.2
 _CODEC: CodecOptions[Document] = CodecOptions(tz_aware=True, uuid_representation=UuidRepresentation.STANDARD)
 
 
@@ -286,9 +288,12 @@ class OrdersCollection:
             return None if is_interrupted and time.monotonic() < ends_at else response
 
         async def send_until_received() -> Document:
-            # PyMongo waits for a primary before it sends anything.
+            failures = 0
             while (response := await send()) is None:
-                pass
+                # PyMongo waits for a primary, but a server may still call itself one while it no longer accepts writes.
+                if failures:
+                    await asyncio.sleep(backoff(failures, max_seconds=_MAX_PAUSE_SECONDS))
+                failures += 1
             return response
 
         response = await self.run(send_until_received)
