@@ -16,8 +16,10 @@ from market_dev.chaos.people import name_of
 from market_dev.chaos.plan import SERVICES, STORES
 from market_dev.chaos.report import RunReport
 from market_dev.chaos.runner import RECOVERY_SECONDS, Settings, run
+from market_dev.commands.cli import app
 from market_dev.stack import processes
 from market_dev.stack.servers.base import StartError
+from typer.testing import CliRunner
 
 from tests.support.ports import free_port_base
 
@@ -68,6 +70,18 @@ def test_a_short_chaos_run_is_clean(directory: Path, sign_in: bool) -> None:
     assert (run_report["storefront_orders"] > 0) is not sign_in
     assert run_report["mails"] >= run_report["events"] > 50
     assert "| 11 |" in report.read_text()
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"), [("used", "is not empty: it has seed-7"), ("file", "File exists"), ("file/below", "Not a dir")]
+)
+def test_a_data_directory_that_cannot_be_used_is_refused(tmp_path: Path, path: str, reason: str) -> None:
+    (tmp_path / "used" / "seed-7").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(app, ["chaos", "--kills", "0", "--data", str(tmp_path / path)], env={"COLUMNS": "300"})
+    assert result.exit_code == 2
+    assert "--data" in result.output
+    assert reason in result.output
 
 
 def run_with_bugs(directory: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> RunReport:

@@ -50,8 +50,7 @@ def chaos(
     Starts a separate shop. Exits with 0 if all nine invariants hold.
     """
     console = Console(stderr=True)
-    directory = data or Path(tempfile.mkdtemp(prefix="market-chaos-"))
-    directory.chmod(0o755)
+    directory = _data_directory(data)
     reports: list[RunReport] = []
     try:
         for run_seed in seed or [1]:
@@ -102,6 +101,21 @@ def _print_result(r: RunReport, console: Console) -> None:
     for check, sentences in r.violations.items():
         for sentence in sentences[:_MAX_VIOLATIONS_SHOWN]:
             console.print(f"  [red]{check}[/red]: {sentence}", highlight=False)
+
+
+def _data_directory(data: Path | None) -> Path:
+    """Create the directory if it does not exist, and return it. Raises BadParameter if it cannot be used."""
+    try:
+        if data is not None:
+            data.mkdir(parents=True, exist_ok=True)
+            if old := next(data.glob("seed-*"), None):
+                raise typer.BadParameter(f"{data} is not empty: it has {old.name}", param_hint="--data")
+        directory = data or Path(tempfile.mkdtemp(prefix="market-chaos-"))
+        # PostgreSQL runs as another user if this one is root.
+        directory.chmod(0o755)
+    except OSError as e:
+        raise typer.BadParameter(f"{e.filename}: {e.strerror}", param_hint="--data") from None
+    return directory
 
 
 def _run_with_progress(settings: Settings, console: Console) -> RunReport:
