@@ -13,13 +13,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 import yaml
 from msgspec import Meta, Struct
 
-from market.kit.host_and_port import parse_host_and_port
+from market.kit.host_and_port import check_url, parse_host_and_port
 from market.kit.validation import explain
 
 T = TypeVar("T")
@@ -277,26 +276,15 @@ class Kafka(Section, frozen=True, kw_only=True):
 
     bootstrap_servers: NonEmptyStr
     options: dict[str, str] = msgspec.field(default_factory=dict)
+    # The replication factor and min.insync.replicas of the topics that the service creates.
+    replication: Annotated[int, Meta(ge=1, le=9)] = 1
+    min_insync: Annotated[int, Meta(ge=1, le=9)] = 1
 
-
-def check_replication(replication: int, min_insync: int) -> None:
-    """Raise ValueError if a topic with this replication factor could never have `min_insync` replicas in sync."""
-    if min_insync > replication:
-        raise ValueError(f"min_insync must be at most replication, which is {replication}, got {min_insync}")
-
-
-def check_url(url: str, *schemes: str) -> None:
-    """Raise ValueError unless the URL has one of the schemes, a host and a valid port.
-
-    The error does not contain the URL, which may contain a password.
-    """
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        valid = False
-    if not valid:
-        raise ValueError(f"url must be a URL such as {schemes[0]}://host:port")
+    def __post_init__(self) -> None:
+        if self.min_insync > self.replication:
+            raise ValueError(
+                f"min_insync must be at most replication, which is {self.replication}, got {self.min_insync}"
+            )
 
 
 class HttpUpstream(Section, frozen=True, kw_only=True):

@@ -1,9 +1,10 @@
-"""Parses `host:port`."""
+"""Parses `host:port`, and checks URLs."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
+from urllib.parse import urlsplit
 
 _BRACKETED = re.compile(r"\[([^\[\]]+)\](?::(.*))?", re.DOTALL)
 # Letters and digits of any alphabet, because a host name may be internationalized.
@@ -40,3 +41,17 @@ def _is_host(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def check_url(url: str, *schemes: str) -> None:
+    """Raise ValueError unless the URL has one of the schemes, a host and a valid port.
+
+    The error does not contain the URL, which may contain a password.
+    """
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ValueError(f"url must be a URL such as {schemes[0]}://host:port")

@@ -23,9 +23,6 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     # The number of partitions of the dead letter topic and of the topic of deferred mails; 0 if the broker is the
     # embedded one.
     partitions: Annotated[int, Meta(ge=0, le=1000)] = 12
-    # The replication factor and min.insync.replicas of the topics that this service creates.
-    replication: Annotated[int, Meta(ge=1, le=9)] = 1
-    min_insync: Annotated[int, Meta(ge=1, le=9)] = 1
     # A member that sends no heartbeat for this long is removed from the group. By default, brokers reject a value below
     # 6 s.
     session_timeout_seconds: Annotated[float, Meta(ge=1, le=300)] = 10.0
@@ -49,9 +46,6 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     replay_missed: bool = True
     # When a partition is revoked, its messages in flight have this long to finish before its offset is committed.
     revoke_timeout_seconds: Seconds = 10.0
-
-    def __post_init__(self) -> None:
-        kit_config.check_replication(self.replication, self.min_insync)
 
     @property
     def is_embedded_broker(self) -> bool:

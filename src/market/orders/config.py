@@ -45,17 +45,11 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
 
     # The number of partitions of the topic. With 0, the service does not create the topic: the broker has to.
     partitions: Annotated[int, Meta(ge=0, le=1000)] = 12
-    # The topic's replication factor and its setting min.insync.replicas.
-    replication: Annotated[int, Meta(ge=1, le=9)] = 1
-    min_insync: Annotated[int, Meta(ge=1, le=9)] = 1
     # The maximum time for delivering an event to Kafka, including retries. Must be less than `recovery.lease_seconds`.
     delivery_seconds: Seconds = 20.0
     # How long the command `migrate` waits for Kafka. If Kafka is not available by then, the service creates the topic
     # later.
     create_seconds: Seconds = 30.0
-
-    def __post_init__(self) -> None:
-        kit_config.check_replication(self.replication, self.min_insync)
 
 
 class Recovery(Section, frozen=True, kw_only=True):

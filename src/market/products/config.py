@@ -15,8 +15,8 @@ from market.kit.config import (
     Postgres,
     Seconds,
     Section,
-    check_url,
 )
+from market.kit.host_and_port import check_url
 
 
 class Redis(Section, frozen=True, kw_only=True):

@@ -8,7 +8,8 @@ import msgspec
 from msgspec import Meta
 
 from market.kit.auth.config import SignInConfig
-from market.kit.config import Http, HttpUpstream, NonEmptyStr, Section, check_url
+from market.kit.config import Http, HttpUpstream, NonEmptyStr, Section
+from market.kit.host_and_port import check_url
 
 
 class Cookies(Section, frozen=True, kw_only=True):

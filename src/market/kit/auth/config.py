@@ -10,7 +10,8 @@ import msgspec
 from msgspec import Meta
 
 from market.kit.auth.identity import Role
-from market.kit.config import NonEmptyStr, Seconds, Section, ServiceConfig, check_url
+from market.kit.config import NonEmptyStr, Seconds, Section, ServiceConfig
+from market.kit.host_and_port import check_url
 
 # Asymmetric algorithms only: a service that verifies tokens must not be able to issue them. EdDSA is the older name of
 # Ed25519 and Ed448 (RFC 9864).
