@@ -55,7 +55,10 @@ class Result(msgspec.Struct):
 
 
 class _Caller:
-    """Makes the calls of one order after another on kept-alive connections."""
+    """Makes the calls of one order after another on kept-alive connections.
+
+    Each PUT has texts of its own: replacing a product with itself would not change the indexes of words.
+    """
 
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
@@ -96,8 +99,9 @@ class _Caller:
         self._call("REST list", "orders", "GET", f"/api/order?user={user}")
         self._call("REST DELETE", "orders", "DELETE", path)
         self._call("REST second DELETE", "orders", "DELETE", path)
-        replacement = product(f"replaced {key}") | {"id": chosen[0], "image_url": None}
+        replacement = product(f"with stock {key}") | {"id": chosen[0], "image_url": None}
         self._call("REST PUT product with stock", "products", "PUT", "/api/product", replacement)
+        replacement = product(f"replaced {key}") | {"id": chosen[0], "image_url": None}
         del replacement["stock"]
         self._call("REST PUT product", "products", "PUT", "/api/product", replacement)
 
@@ -111,8 +115,9 @@ class _Caller:
         self._query("GraphQL list", _LIST, user=user)
         self._query("GraphQL DELETE", _DELETE, id=placed["id"])
         self._query("GraphQL second DELETE", _DELETE, id=placed["id"])
-        replacement = product(f"replaced {key}") | {"id": chosen[0]}
+        replacement = product(f"with stock {key}") | {"id": chosen[0]}
         self._query("GraphQL PUT product with stock", _UPDATE, input=replacement)
+        replacement = product(f"replaced {key}") | {"id": chosen[0]}
         del replacement["stock"]
         self._query("GraphQL PUT product", _UPDATE, input=replacement)
 

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import asyncpg
@@ -26,9 +27,13 @@ from pymongo.read_concern import ReadConcern
 
 from benchmarks.lone_calls import Result
 from benchmarks.measurements import percentiles
+from benchmarks.workloads import product
 
 _SELECT = "SELECT id, name, price, currency, description, image_url, version FROM products WHERE id = ANY($1)"
-_UPDATE = "UPDATE products SET name = $2, version = version + 1, updated_at = now() WHERE id = $1 RETURNING *"
+_UPDATE = """
+    UPDATE products SET name = $2, description = $3, price = $4, version = version + 1, updated_at = now()
+    WHERE id = $1 RETURNING *
+"""
 
 
 class Stores:
@@ -109,13 +114,16 @@ class Stores:
         await self._inventory.fetchrow("SELECT * FROM cancel_many($1)", [self._id])
         await self._orders.update_one(where, {"$unset": {"release_due": 1}})
 
-    async def put(self) -> None:
-        await self._products.fetchrow(_UPDATE, self._chosen[0], f"REPLACED {self._key}")
+    async def put(self, code: str = "replaced") -> None:
+        """Replace the product's texts, and with them its entries in the indexes of words."""
+        replacement = product(f"{code} {self._key}")
+        texts = replacement["name"], replacement["description"]
+        await self._products.fetchrow(_UPDATE, self._chosen[0], *texts, Decimal(replacement["price"]))
 
     async def put_with_stock(self) -> None:
         await self._products.fetch(_SELECT, self._chosen[:1])
         await self._inventory.fetch("SELECT quantity FROM inventory WHERE product_id = ANY($1)", self._chosen[:1])
-        await self.put()
+        await self.put("with stock")
         stock = self._rng.randint(1_900_000_000, 2_000_000_000)
         await self._inventory.fetchrow("SELECT * FROM write_stock_many($1, $2, $3)", self._chosen[:1], [stock], [None])
 
