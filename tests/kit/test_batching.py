@@ -54,6 +54,19 @@ async def test_the_first_item_is_sent_at_once_and_later_ones_share_the_next_call
     assert flush.batches == [[1], [2, 3, 4]]
 
 
+async def test_items_that_arrive_during_the_pause_after_a_call_share_the_next_one() -> None:
+    flush = Recorder()
+    flush.open.set()
+    batcher: Batcher[int, int] = Batcher(flush, name="test", pause_seconds=1)
+    assert await batcher(1) == 2
+    others = []
+    for i in (2, 3, 4):
+        others.append(asyncio.create_task(batcher(i)))
+        await asyncio.sleep(0.01)
+    assert await asyncio.gather(*others) == [4, 6, 8]
+    assert flush.batches == [[1], [2, 3, 4]]
+
+
 async def test_an_item_that_fails_fails_its_own_caller_only() -> None:
     flush = Recorder()
     flush.open.set()

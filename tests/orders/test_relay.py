@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 
 from market.orders.metrics import RECOVERED
+from market.orders.outbox import relay
 from tests.support.waiting import until
 
 from .catalogue import FakeCatalogue
@@ -69,6 +70,23 @@ async def test_an_event_whose_delivery_result_is_lost_is_sent_again_by_the_same_
         lost.open()
         # More if Kafka takes longer than the lease to acknowledge the second one.
         await until(lambda: len(topic.events_of(order_id)) >= 2, what="the duplicate")
+
+
+async def test_events_that_wait_for_the_next_sending_are_sent_when_the_service_stops(
+    new_settings: MakeSettings, catalogue: FakeCatalogue, stock: Stock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "_SEND_PAUSE_SECONDS", 1000)
+    lamp = catalogue.add()
+    await stock.set(lamp, 5)
+    settings = new_settings(**NOTHING_OVERDUE)
+    async with serving(settings, background=False) as service:
+        await service.place([(lamp, 1)])
+        await until(lambda: service.deps.relay.idle, what="the first event published")
+        await service.place([(lamp, 1)])
+        await asyncio.sleep(0.05)
+        assert not service.deps.relay.idle
+    async with serving(settings, background=False) as service:
+        assert await _is_outbox_empty(service)
 
 
 async def test_an_event_carries_the_trace_of_its_request(

@@ -113,6 +113,7 @@ async def test_events_in_flight_at_a_fatal_error_are_published_by_the_same_proce
         try:
             responses = await asyncio.gather(*(service.place([(lamp, 1)]) for _ in range(50)))
             order_ids = [response.json()["id"] for response in responses]
+            await until(lambda: service.deps.relay.producer.pending == len(order_ids), what="all events sent")
             cause_fatal_error(service.deps.relay.producer)
 
             async def are_released() -> bool:

@@ -80,6 +80,8 @@ class Batcher(Generic[Item, Result]):
     cost, max_cost: `cost` returns an item's cost. The total cost of a batch is at most `max_cost`. An item that costs
         more is sent alone.
     dedupe: send only one of several equal pending items, and return its result for all. Items must be hashable.
+    pause_seconds: the minimum time between the end of a call and the next call, in which more items can arrive. It is
+        meant for items for which nobody waits.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Batcher(Generic[Item, Result]):
         cost: Callable[[Item], int] | None = None,
         max_cost: int = 0,
         dedupe: bool = False,
+        pause_seconds: float = 0.0,
     ) -> None:
         self._flush = flush
         self._max_batch_size = max_batch_size
@@ -100,6 +103,7 @@ class Batcher(Generic[Item, Result]):
         self._unstarted = 0
         self._cost = cost
         self._max_cost = max_cost
+        self._pause_seconds = pause_seconds
         self._pending: deque[_Entry[Item, Result]] = deque()
         self._deduped: dict[Item, _Entry[Item, Result]] | None = {} if dedupe else None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -202,6 +206,8 @@ class Batcher(Generic[Item, Result]):
                 self._sizes.observe(len(batch))
                 with self._enter_context(batch):
                     await self._send(batch)
+                if self._pause_seconds:
+                    await asyncio.sleep(self._pause_seconds)
         finally:
             self._free_slots += 1
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from contextvars import Context
@@ -43,6 +44,10 @@ _ENCODER = msgspec.json.Encoder()
 _ACKNOWLEDGED, _FAILED, _REJECTED = (EVENTS.labels(result) for result in ("acknowledged", "failed", "rejected"))
 _RECOVERED = RECOVERED.labels("published")
 _PAGE_SIZE = 200
+# The minimum time between two times that events are sent, and between two removals. Nobody waits for either, and events
+# that are sent or removed together take less CPU time. After a pause without events, the first one is not delayed.
+_SEND_PAUSE_SECONDS = 0.02
+_REMOVAL_PAUSE_SECONDS = 0.1
 
 
 class Relay:
@@ -77,11 +82,18 @@ class Relay:
             on_failure=topics.check_soon,
         )
         self._removals: Batcher[tuple[UUID, UUID], Order | None] = Batcher(
-            self._remove_many, name="orders.remove-published", max_batch_size=256
+            self._remove_many,
+            name="orders.remove-published",
+            max_batch_size=256,
+            pause_seconds=_REMOVAL_PAUSE_SECONDS,
         )
         self._lease_releases: Batcher[UUID, None] = Batcher(
             self._release_many, name="orders.release-lease", max_batch_size=256
         )
+        # The orders in flight whose event has not been given to the producer yet.
+        self._unsent: deque[Order] = deque()
+        # Sends the events of these orders next. None: there are none, and the pause is over.
+        self._next_sending: asyncio.Handle | None = None
         # By id of the orders in flight: when the event was sent, in seconds of time.monotonic().
         self._in_flight: dict[UUID, float] = {}
         # The orders in flight that `run_once` has leased. They count as recovered once Kafka acknowledges the event.
@@ -123,7 +135,7 @@ class Relay:
         if self._faults:
             self._spawn(self._send_with_faults(self._faults, order))
         else:
-            self._send(order)
+            self._send_soon(order)
 
     async def publish_now(self, order_id: UUID) -> None:
         """Lease the order's outbox and publish it, unless another relay holds the lease. Raises Unavailable."""
@@ -166,6 +178,7 @@ class Relay:
 
     async def close(self, timeout_seconds: float) -> None:
         """Wait for events in flight, for at most `timeout_seconds`, and close the producer."""
+        self._send_unsent()
         await self.producer.close(timeout_seconds)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1)
@@ -176,7 +189,22 @@ class Relay:
         except Unavailable:
             self._settle(order.id)
         else:
-            self._send(order)
+            self._send_soon(order)
+
+    def _send_soon(self, order: Order) -> None:
+        """Send the order's event when the pause is over, together with those of other orders."""
+        self._unsent.append(order)
+        if self._next_sending is None:
+            # In an empty context, because the next events belong to other requests.
+            self._next_sending = asyncio.get_running_loop().call_soon(self._send_unsent, context=Context())
+
+    def _send_unsent(self) -> None:
+        if not self._unsent:
+            self._next_sending = None
+            return
+        self._next_sending = asyncio.get_running_loop().call_later(_SEND_PAUSE_SECONDS, self._send_unsent)
+        while self._unsent:
+            self._send(self._unsent.popleft())
 
     def _send(self, order: Order) -> None:
         entry = order.outbox[0]
