@@ -67,6 +67,18 @@ async def test_items_that_arrive_during_the_pause_after_a_call_share_the_next_on
     assert flush.batches == [[1], [2, 3, 4]]
 
 
+async def test_there_is_no_pause_while_whole_batches_are_pending() -> None:
+    flush = Recorder()
+    flush.open.set()
+    batcher: Batcher[int, int] = Batcher(flush, name="test", max_batch_size=2, pause_seconds=1000)
+    callers = [asyncio.create_task(batcher(i)) for i in range(1, 6)]
+    assert await asyncio.gather(*callers[:4]) == [2, 4, 6, 8]
+    # The fifth item has the pause before it.
+    await asyncio.sleep(0.01)
+    assert (flush.batches, batcher.pending) == ([[1, 2], [3, 4]], 1)
+    callers[4].cancel()
+
+
 async def test_an_item_that_fails_fails_its_own_caller_only() -> None:
     flush = Recorder()
     flush.open.set()

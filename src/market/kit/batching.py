@@ -81,7 +81,7 @@ class Batcher(Generic[Item, Result]):
         more is sent alone.
     dedupe: send only one of several equal pending items, and return its result for all. Items must be hashable.
     pause_seconds: the minimum time between the end of a call and the next call, in which more items can arrive. It is
-        meant for items for which nobody waits.
+        meant for items for which nobody waits. There is no pause if a whole batch is pending already.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class Batcher(Generic[Item, Result]):
                 self._sizes.observe(len(batch))
                 with self._enter_context(batch):
                     await self._send(batch)
-                if self._pause_seconds:
+                if self._pause_seconds and len(self._pending) < self._max_batch_size:
                     await asyncio.sleep(self._pause_seconds)
         finally:
             self._free_slots += 1
