@@ -32,7 +32,7 @@ _PROCESSES = (
         "HTTP twice, JSON of the variables and the response",
     ),
     ("notifications, with mails", "mail", "ours", "notifications", "rendering and SMTP"),
-    ("MongoDB", "order", "ours", "mongodb", "two bulk writes and the removal from the outbox"),
+    ("MongoDB", "order", "ours", "mongodb", "one insert and two updates per batch"),
     ("PostgreSQL of inventory", "order", "ours", "postgres", "one function call per batch"),
     ("Kafka", "order", "ours", "kafka", "less with larger batches"),
 )
