@@ -47,7 +47,7 @@ $(VENV)/.bench: $(VENV)/.installed requirements/bench.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.lock
 	@touch $@
 
-bench: $(VENV)/.bench ## run the benchmarks (about 70 minutes, then 30 of memory under load; ARGS="order mail" for some scenarios)
+bench: $(VENV)/.bench ## run the benchmarks (about 65 minutes, then 30 of memory under load; ARGS="order mail" for some scenarios)
 	@$(BIN)/python -m benchmarks.run $(if $(REF),--ref $(REF)) $(ARGS)
 
 soak: install ## load the shop for 30 minutes beside hostile clients (ARGS="--minutes 3"); report in benchmarks/results/soak.md
