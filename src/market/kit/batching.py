@@ -169,12 +169,12 @@ class Batcher(Generic[Item, Result]):
         """The number of items that have not been sent."""
         return len(self._pending)
 
-    def pause(self) -> None:
-        """Allow one call fewer in flight, until `resume` is called."""
+    def occupy_slot(self) -> None:
+        """Allow one call fewer in flight, until `free_slot` is called."""
         self._free_slots -= 1
 
-    def resume(self) -> None:
-        """Allow the call again that `pause` has taken away, and start it if there are pending items."""
+    def free_slot(self) -> None:
+        """Undo `occupy_slot`, and start a call if there are pending items."""
         self._free_slots += 1
         self._start()
 
@@ -361,14 +361,14 @@ class SharedReads(Generic[Item, Result]):
             return await self._read(item)
         finally:
             if batcher := self._batchers.get(item):
-                batcher.resume()
+                batcher.free_slot()
 
     async def _share(self, item: Item) -> Result:
         batcher = self._batchers.get(item)
         if batcher is None:
             batcher = Batcher(self._flush, name=self._name, max_batch_size=1, dedupe=True)
             # The call of the caller that was alone is still in flight.
-            batcher.pause()
+            batcher.occupy_slot()
             self._batchers[item] = batcher
         return await batcher(item)
 

@@ -90,11 +90,11 @@ class Relay:
         self._lease_releases: Batcher[UUID, None] = Batcher(
             self._release_many, name="orders.release-lease", max_batch_size=256
         )
-        # The orders in flight whose event has not been given to the producer yet.
+        # The orders in flight whose event has not been given to the producer yet. Emptied after each pause.
         self._unsent: deque[Order] = deque()
         # Sends the events of these orders next. None: there are none, and the pause is over.
         self._next_sending: asyncio.Handle | None = None
-        # By id of the orders in flight: when the event was sent, in seconds of time.monotonic().
+        # By id of the orders in flight: when `publish` was called, in seconds of time.monotonic().
         self._in_flight: dict[UUID, float] = {}
         # The orders in flight that `run_once` has leased. They count as recovered once Kafka acknowledges the event.
         self._retried: set[UUID] = set()
@@ -125,8 +125,8 @@ class Relay:
             # Only a newer version can publish the event. Release the lease, so that its relay can take it.
             self._spawn(self._release_unpublished(order.id))
             return
-        if (sent_at := self._in_flight.get(order.id)) is not None:
-            if time.monotonic() - sent_at < self._lease_seconds:
+        if (published_at := self._in_flight.get(order.id)) is not None:
+            if time.monotonic() - published_at < self._lease_seconds:
                 self._publish_again.add(order.id)
                 return
             # The producer gives up on an event before the lease expires, so its delivery result was lost.
