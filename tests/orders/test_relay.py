@@ -84,8 +84,25 @@ async def test_events_that_wait_for_the_next_sending_are_sent_when_the_service_s
         await until(lambda: service.deps.relay.idle, what="the first event published")
         await service.place([(lamp, 1)])
         await asyncio.sleep(0.05)
-        assert not service.deps.relay.idle
+        assert service.deps.relay.unsent == 1
     async with serving(settings, background=False) as service:
+        assert await _is_outbox_empty(service)
+
+
+async def test_events_are_sent_before_the_end_of_a_pause_if_too_many_wait(
+    new_settings: MakeSettings, catalogue: FakeCatalogue, stock: Stock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "_SEND_PAUSE_SECONDS", 1000)
+    monkeypatch.setattr(relay, "_MAX_UNSENT", 3)
+    lamp = catalogue.add()
+    await stock.set(lamp, 9)
+    async with serving(new_settings(**NOTHING_OVERDUE), background=False) as service:
+        await service.place([(lamp, 1)])
+        await until(lambda: service.deps.relay.idle, what="the first event published")
+        for waiting in (1, 2, 0, 1, 2, 0):
+            await service.place([(lamp, 1)])
+            assert service.deps.relay.unsent == waiting
+        await until(lambda: service.deps.relay.idle, what="all events published")
         assert await _is_outbox_empty(service)
 
 

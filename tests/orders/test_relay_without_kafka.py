@@ -42,9 +42,11 @@ def without_kafka(settings: Settings, delivery_seconds: float, **options: str) -
     return {**settings, "kafka": kafka}
 
 
-def fail_pending(service: Service) -> None:
-    """Let the events in flight fail now."""
-    service.deps.relay.producer.fail_pending()
+async def fail_in_flight(service: Service) -> None:
+    """Let the events in flight fail, once the producer has all of them."""
+    relay = service.deps.relay
+    await until(lambda: not relay.unsent, what="all events sent")
+    relay.producer.fail_pending()
 
 
 async def lease_owners(service: Service) -> dict[UUID, str]:
@@ -153,7 +155,7 @@ async def test_a_relay_slower_than_its_lease_does_not_release_the_lease_of_anoth
             is not None
         )
 
-        fail_pending(slow)
+        await fail_in_flight(slow)
 
         async def is_released() -> bool:
             return kept not in await lease_owners(slow)
@@ -181,7 +183,7 @@ async def test_the_lease_of_an_event_that_a_full_producer_rejects_is_released_at
         await until(is_released, what="lease of the second order released")
         document = await get_document(service, rejected)
         assert (document["status"], len(document["outbox"])) == ("confirmed", 1)
-        fail_pending(service)
+        await fail_in_flight(service)
 
 
 async def test_a_failing_relay_tries_each_order_in_turn(
@@ -238,4 +240,4 @@ async def test_outbox_changes_that_the_store_does_not_apply_raise_unavailable(
         assert await documents.find_one({"_id": order_id}) == before
         await outbox.release_leases([order_id])
         assert await lease_owners(service) == {}
-        fail_pending(service)
+        await fail_in_flight(service)

@@ -47,6 +47,8 @@ _PAGE_SIZE = 200
 # The minimum time between two times that events are sent, and between two removals. Nobody waits for either, and events
 # that are sent or removed together take less CPU time. After a pause without events, the first one is not delayed.
 _SEND_PAUSE_SECONDS = 0.02
+# If this many events wait for the end of a pause, they are sent at once.
+_MAX_UNSENT = 1000
 _REMOVAL_PAUSE_SECONDS = 0.1
 
 
@@ -90,7 +92,8 @@ class Relay:
         self._lease_releases: Batcher[UUID, None] = Batcher(
             self._release_many, name="orders.release-lease", max_batch_size=256
         )
-        # The orders in flight whose event has not been given to the producer yet. Emptied after each pause.
+        # The orders in flight whose event has not been given to the producer yet. Emptied after each pause, and when
+        # it is full.
         self._unsent: deque[Order] = deque()
         # Sends the events of these orders next. None: there are none, and the pause is over.
         self._next_sending: asyncio.Handle | None = None
@@ -116,6 +119,11 @@ class Relay:
     def idle(self) -> bool:
         """Whether no order is in flight."""
         return not self._in_flight
+
+    @property
+    def unsent(self) -> int:
+        """The number of orders in flight whose event waits for the end of a pause."""
+        return len(self._unsent)
 
     def publish(self, order: Order) -> None:
         """Send the first event in the order's outbox, then the others. This instance must hold the lease."""
@@ -194,15 +202,21 @@ class Relay:
     def _send_soon(self, order: Order) -> None:
         """Send the order's event when the pause is over, together with those of other orders."""
         self._unsent.append(order)
-        if self._next_sending is None:
+        if len(self._unsent) >= _MAX_UNSENT:
+            self._send_unsent()
+        elif self._next_sending is None:
             # In an empty context, because the next events belong to other requests.
             self._next_sending = asyncio.get_running_loop().call_soon(self._send_unsent, context=Context())
 
     def _send_unsent(self) -> None:
-        if not self._unsent:
+        if self._next_sending is not None:
+            self._next_sending.cancel()
             self._next_sending = None
+        if not self._unsent:
             return
-        self._next_sending = asyncio.get_running_loop().call_later(_SEND_PAUSE_SECONDS, self._send_unsent)
+        self._next_sending = asyncio.get_running_loop().call_later(
+            _SEND_PAUSE_SECONDS, self._send_unsent, context=Context()
+        )
         while self._unsent:
             self._send(self._unsent.popleft())
 
