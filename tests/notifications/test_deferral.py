@@ -178,16 +178,39 @@ def test_the_reason_of_a_deferral_is_read_as_it_was_written() -> None:
     assert pending.deferral.reason == "452 4.2.2 boîte pleine"
 
 
-def test_a_domain_is_throttled_after_deferrals_in_a_row_until_it_accepts_a_mail() -> None:
+async def test_one_mail_that_is_deferred_again_and_again_does_not_throttle_its_domain(mailing: Mailing) -> None:
+    await mailing.inject_faults({"mode": "452 4.2.2 mailbox full", "stage": "rcpt", "to": mailing.mailbox})
+    retries, held_back = metrics.RETRIES.labels("deferred")._value, metrics.DEFERRALS.labels("throttled")._value
+    retries_before, held_back_before = retries.get(), held_back.get()
+    others = [event(email=f"n{n}-{mailing.mailbox}") for n in range(20)]
+    # The mail is deferred in memory first, and then in the topic.
+    fast = {
+        "initial_seconds": 0.05,
+        "in_memory_seconds": 0.5,
+        "min_deferral_seconds": 0.05,
+        "max_deferral_seconds": 0.1,
+    }
+    async with mailing.running(retry=fast):
+        mailing.publish(event(email=mailing.mailbox))
+        await until(lambda: retries.get() >= retries_before + 15, what="15 deferrals")
+        assert metrics.THROTTLED_DOMAINS._value.get() == 0
+        # The other mailboxes of its domain get their mails, none of which is held back.
+        mailing.publish(*others)
+        for one in others:
+            await mailing.wait_for_mails(1, one["data"]["email"])
+    assert held_back.get() == held_back_before
+
+
+def test_a_domain_is_throttled_after_different_mails_were_deferred_in_a_row_until_it_accepts_one() -> None:
     now = 100.0
     throttle = DomainThrottle(3, 2.0, clock=lambda: now)
-    for _ in range(2):
-        throttle.record_deferred("a.test")
+    for mail in ("1", "2"):
+        throttle.record_deferred("a.test", mail)
     throttle.record_accepted("a.test")
-    for _ in range(2):
-        throttle.record_deferred("a.test")
+    for mail in ("1", "2", "1", "2", "2"):
+        throttle.record_deferred("a.test", mail)
     assert throttle.reserve("a.test", 10) == 0
-    throttle.record_deferred("a.test")
+    throttle.record_deferred("a.test", "3")
     assert throttle.is_throttled("a.test")
     assert not throttle.is_throttled("b.test")
     # Two attempts per second.

@@ -141,9 +141,9 @@ class Retry(Section, frozen=True, kw_only=True):
     # How many due mails per second each process takes from the topic of deferred mails, so that other mails are sent
     # even if many deferred mails become due at the same time.
     max_deferred_per_second: Annotated[int, Meta(ge=1, le=100_000)] = 200
-    # A domain is throttled after this many deferrals in a row, until a mail to it is accepted. While it is throttled,
-    # each process makes at most `domain_attempts_per_second` delivery attempts to it. A connection that breaks or times
-    # out while a mail is sent counts as a deferral.
+    # A domain is throttled after this many different mails in a row were deferred, until it accepts a mail. While
+    # it is throttled, each process makes at most `domain_attempts_per_second` delivery attempts to it. If a connection
+    # breaks or times out while a mail is sent, this counts as a deferral.
     domain_threshold: Annotated[int, Meta(ge=1, le=1_000)] = 5
     domain_attempts_per_second: Annotated[float, Meta(ge=0.01, le=1_000)] = 5.0
     # An event becomes a dead letter when at least five attempts have failed, and this much time has passed since the

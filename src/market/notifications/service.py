@@ -63,7 +63,7 @@ class DeferredMailStore(Protocol):
 class Throttle(Protocol):
     """Limits delivery attempts to domains whose mails are deferred. In production: deferral.throttle.DomainThrottle."""
 
-    def record_deferred(self, domain: str) -> None:
+    def record_deferred(self, domain: str, mail_id: str) -> None:
         """Record that a mail for the domain was deferred: by the mail server, or because the connection to it broke."""
 
     def record_accepted(self, domain: str) -> None:
@@ -167,7 +167,7 @@ async def notify(deps: Deps, notification: Notification, deferral: Deferral | No
             await deps.mailer.send(notification, deps.clock())
         except MailDeferred:
             if deps.deferral_deps is not None:
-                deps.deferral_deps.throttle.record_deferred(notification.recipient_domain)
+                deps.deferral_deps.throttle.record_deferred(notification.recipient_domain, notification.event_id)
             raise
         if deps.faults:
             await deps.faults.fire_if_armed("notifications.after-mail")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from market.kit.process import logs
 from market.notifications import metrics
@@ -19,18 +19,21 @@ _MAX_DOMAINS = 10_000
 class _DeferringDomain:
     """A domain whose last mail was deferred.
 
-    deferred: the number of consecutive deferrals
+    mails: the ids of the different mails that were deferred in a row; empty once the domain is throttled
     next_attempt_at: when the next attempt may be made, in seconds of the throttle's clock
     """
 
-    deferred: int = 0
+    mails: set[str] = field(default_factory=set)
+    throttled: bool = False
     next_attempt_at: float = 0.0
 
 
 class DomainThrottle:
-    """Counts the consecutive deferrals of each domain. Up to 10,000 domains are remembered, the latest ones.
+    """Counts the mails that each domain defers in a row. Up to 10,000 domains are remembered, the latest ones.
 
-    threshold: after this many consecutive deferrals, the domain is throttled until it accepts a mail
+    A mail that is deferred several times counts once: its mailbox may be full while the domain accepts other mails.
+
+    threshold: after this many different mails in a row were deferred, the domain is throttled until it accepts a mail
     attempts_per_second: the maximum rate of delivery attempts to a throttled domain
     clock: returns seconds, like time.monotonic
     """
@@ -45,29 +48,32 @@ class DomainThrottle:
         self._throttled = 0
         metrics.THROTTLED_DOMAINS.set(0)
 
-    def record_deferred(self, domain: str) -> None:
+    def record_deferred(self, domain: str, mail_id: str) -> None:
         """Record that a mail for the domain was deferred: by the mail server, or because the connection to it broke."""
         state = self._domains.setdefault(domain, _DeferringDomain())
         self._domains.move_to_end(domain)
-        state.deferred += 1
-        if state.deferred == self._threshold:
-            log.warning("domain defers mails, limiting attempts", domain=domain)
-            self._count_throttled(1)
+        if not state.throttled:
+            state.mails.add(mail_id)
+            if len(state.mails) == self._threshold:
+                state.throttled = True
+                state.mails.clear()
+                log.warning("domain defers mails, limiting attempts", domain=domain)
+                self._count_throttled(1)
         if len(self._domains) > _MAX_DOMAINS:
             _, oldest = self._domains.popitem(last=False)
-            self._count_throttled(-int(oldest.deferred >= self._threshold))
+            self._count_throttled(-int(oldest.throttled))
 
     def record_accepted(self, domain: str) -> None:
         """Record that the mail server accepted a mail for the domain. The domain is no longer throttled."""
         state = self._domains.pop(domain, None)
-        if state is not None and state.deferred >= self._threshold:
+        if state is not None and state.throttled:
             log.info("domain accepts mails again", domain=domain)
             self._count_throttled(-1)
 
     def is_throttled(self, domain: str) -> bool:
         """Return whether delivery attempts to the domain are limited."""
         state = self._domains.get(domain)
-        return state is not None and state.deferred >= self._threshold
+        return state is not None and state.throttled
 
     def reserve(self, domain: str, max_seconds: float) -> float | None:
         """Reserve the next delivery attempt to the domain. Return the seconds until it may be made, 0 for immediately.
