@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
+import pytest
 
 from market.notifications.app import Clients
 from market.notifications.dead_letters import writer
@@ -303,6 +304,28 @@ async def test_without_kafka_requests_get_503_with_retry_after_and_nothing_is_se
 
             assert await until(settled, what="Kafka is available again") == "mailed"
         assert len(await mailing.mails()) == 1
+
+
+async def test_a_replay_is_finished_when_a_process_that_waits_for_its_topic_is_stopped(mailing: Mailing) -> None:
+    if mailing.broker == "embedded":
+        pytest.skip("the embedded broker creates topics on first use, so no process waits for one")
+    async with serving(mailing) as client:
+        await rejected(mailing, event(email=mailing.mailbox))
+        [letter] = await wait_for_letters(client, 1)
+    # The mail server takes the mail, but replies later; it does so long before the grace period ends.
+    await mailing.inject_faults({"mode": "hang", "stage": "accepted", "to": mailing.mailbox, "seconds": 3})
+    process = mailing.start_process(kafka={"topic": f"{mailing.topic}-missing"})
+    await until(lambda: f"topic {mailing.topic}-missing" in process.log)
+    address = f"http://127.0.0.1:{process.config['http']['port']}"
+    async with httpx.AsyncClient(base_url=address, timeout=120) as client:
+        replaying = asyncio.create_task(replay(client, letter["id"]))
+        await mailing.wait_for_mails(1)
+        process.terminate()
+        assert (await replaying)["result"] == "mailed"
+    assert await process.exited() == 0
+    async with serving(mailing) as client:
+        assert [x["status"] for x in await listed(client)] == ["replayed"]
+    assert len(await mailing.mails()) == 1
 
 
 async def test_schemathesis_finds_no_500_and_no_undocumented_response(mailing: Mailing, tmp_path: Path) -> None:

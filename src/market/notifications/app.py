@@ -103,8 +103,9 @@ async def build(config: Config, process: Process, clients: Clients | None = None
             try:
                 yield server
             finally:
-                # If the start succeeded, the lifecycle has already stopped the servers.
-                await server.stop(0)
+                # If the start succeeded, the lifecycle has already stopped the servers. Otherwise a replay may be in
+                # progress, because the API is served while the consumer waits for Kafka.
+                await server.stop(config.shutdown.grace_seconds)
     finally:
         # Needed if the API could not be created, for example because its port is taken. Otherwise the consumer has
         # already been stopped, and this does nothing.

@@ -139,7 +139,7 @@ async def serve(name: str, config: C, build: Build[C]) -> int:
         stopped = asyncio.create_task(stopping.wait())
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not health.started and not serving.done():
-            # The process is still waiting for a dependency, so nothing is in flight.
+            # The process is still waiting for a dependency. `build` finishes requests that are served in the meantime.
             serving.cancel()
         stopped.cancel()
         with suppress(asyncio.CancelledError):
