@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import httpx
 from prometheus_client import REGISTRY
 
 from market.products.config import ReadAdmission
 from tests.products.conftest import FakeInventory, Start, serving
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 
 def _admitted() -> float:
@@ -33,6 +34,37 @@ async def test_a_request_that_shares_a_read_does_not_wait_for_its_own(start: Sta
         responses = await asyncio.gather(first, *others)
     assert {response.status_code for response in responses} == {200}
     assert len({response.content for response in responses}) == 1
+
+
+async def test_a_client_that_disconnects_does_not_release_the_weight_of_a_read_that_others_share(
+    start: Start, inventory: FakeInventory
+) -> None:
+    def in_flight() -> float:
+        return REGISTRY.get_sample_value("market_admission_in_flight_weight", {"size": "small"}) or 0
+
+    def connections() -> float:
+        return REGISTRY.get_sample_value("market_http_connections") or 0
+
+    async with serving(inventory) as port, start(port) as products:
+        await products.create()
+        await products.redis.flushall()
+        gate = inventory.gate = asyncio.Event()
+        async with httpx.AsyncClient(base_url=products.http.base_url, timeout=PATIENCE) as leaving:
+            first = asyncio.create_task(products.http.get("/api/product"))
+            await until(lambda: bool(inventory.checks))
+            # It is admitted for the next read, which the third request shares.
+            second = asyncio.create_task(leaving.get("/api/product"))
+            await until(lambda: in_flight() == 20 + 20)
+            third = asyncio.create_task(products.http.get("/api/product"))
+            await until(lambda: in_flight() == 20 + 20 + 1)
+            connected = connections()
+            second.cancel()
+            await until(lambda: connections() == connected - 1)
+        assert in_flight() == 20 + 20 + 1
+
+        gate.set()
+        assert [r.status_code for r in await asyncio.gather(first, third)] == [200, 200]
+        await until(lambda: in_flight() == 0)
 
 
 async def test_requests_for_different_pages_wait_for_each_other(start: Start, inventory: FakeInventory) -> None:
