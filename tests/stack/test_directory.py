@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,8 @@ from market_dev.stack.data_directory import DataDirectory, write_json
 from market_dev.stack.kafka import apache, broker
 from market_dev.stack.servers.base import StartError
 from market_dev.stack.servers.postgres import Postgres
+from market_dev.stack.stack import Stack
+from market_dev.stack.topology import Options
 from typer.testing import CliRunner
 
 
@@ -79,6 +84,47 @@ def test_a_child_is_killed_when_its_parent_exits(tmp_path: Path) -> None:
     )
     assert done.returncode == -9
     assert processes.wait_gone(processes.tree(int(done.stdout)), 60) == []
+
+
+@contextmanager
+def _making_something(cache: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """Yield a process that has begun to make something in the cache, and its unfinished directory there."""
+    program = (
+        "import sys; from market_dev.stack.cache import unfinished_directory\n"
+        "with unfinished_directory() as new:\n"
+        "    (new / 'part').write_text('x'); print(new, flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        try:
+            yield process, Path(process.stdout.readline().strip())
+        finally:
+            process.kill()
+
+
+async def test_a_start_removes_from_the_cache_what_killed_starts_left_there_but_nothing_that_is_being_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with _making_something(tmp_path / "cache") as (killed, left), _making_something(tmp_path / "cache") as (_, running):
+        killed.kill()
+        killed.wait()
+        assert (left / "part").exists()
+        with socket.create_server(("127.0.0.1", 0)) as occupied:
+            base = min(occupied.getsockname()[1], topology.LAST_PORT_BASE)
+            stack = Stack(Options(tmp_path / "data", base))
+            with pytest.raises(StartError, match="already in use"):
+                await stack.start()
+            await stack.stop()
+        assert not left.exists()
+        assert (running / "part").exists()
 
 
 def test_without_java_auto_is_the_embedded_broker_unless_apache_kafka_wrote_the_data(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from market_dev.stack import cache
 from market_dev.stack.servers.base import StartError
 
 _MIN_VERSION = 17
@@ -47,20 +47,18 @@ def _major_version(java: str) -> int | None:
 
 @contextmanager
 def downloaded(program: str, pom: Path, place: Path) -> Iterator[Path]:
-    """Yield a new directory beside `place` into which Maven has copied what the file `pom` names.
+    """Yield a new directory into which Maven has copied what the file `pom` names, for `cache.publish` to `place`.
 
     It is removed at the end, unless it was renamed. Raises StartError.
     """
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(prefix=f"{place.name}.", dir=place.parent))
-    except OSError as e:
-        raise StartError(f"{program} cannot be written to {place.parent}: {e.strerror}") from None
-    try:
+    with ExitStack() as stack:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            directory = stack.enter_context(cache.unfinished_directory())
+        except OSError as e:
+            raise StartError(f"{program} cannot be written to {place.parent}: {e.strerror}") from None
         _download(program, pom, directory)
         yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _download(program: str, pom: Path, directory: Path) -> None:

@@ -33,7 +33,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from market_dev.stack import processes, sign_in
+from market_dev.stack import cache, processes, sign_in
 from market_dev.stack.configurations import Configurations
 from market_dev.stack.data_directory import DataDirectory
 from market_dev.stack.kafka import broker
@@ -179,6 +179,7 @@ class Stack:
             raise StartError(f"the servers need x86-64 Linux, and this is {platform.machine()} {platform.system()}")
         for name in self.directory.kill_leftovers():
             self._notify(f"killed a process that an earlier `market up` left running: {name}")
+        cache.remove_unfinished()
         used = {name: self.ports[name] for row in self.rows.values() for name in row.ports}
         busy = [f"{port} ({name})" for name, port in used.items() if not processes.is_free(port)]
         if busy:

@@ -9,10 +9,10 @@ import shutil
 import socket
 import struct
 import subprocess
-import tempfile
 import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
+from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
 
@@ -82,7 +82,9 @@ class ApacheKafka(Server):
         self.controller_port = controller_port
         self._advertised = advertised or port
         self._settings = dict(settings or {})
+        # The class archive that a broker writes when it stops, and its unfinished directory in the cache.
         self._new_archive: Path | None = None
+        self._archiving = ExitStack()
 
     @property
     def ports(self) -> dict[str, int]:
@@ -127,7 +129,7 @@ class ApacheKafka(Server):
             sharing = [f"-XX:SharedArchiveFile={archive}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off"]
         else:
             # Written when this broker stops gracefully, and used from the next start on.
-            self._new_archive = archive.with_name(f"classes.{uuid.uuid4().hex}.new")
+            self._new_archive = self._archiving.enter_context(cache.unfinished_directory()) / archive.name
             sharing = [f"-XX:ArchiveClassesAtExit={self._new_archive}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off"]
         return processes.Command(
             [
@@ -150,6 +152,7 @@ class ApacheKafka(Server):
             if self._new_archive.exists():
                 self._new_archive.rename(cache_directory() / "classes.jsa")
             self._new_archive = None
+            self._archiving.close()
 
     def probe(self) -> bool:
         return has_broker(self.port)
@@ -222,13 +225,12 @@ def _format() -> Path:
     template = cache_directory() / "formatted"
     if template.exists():
         return template
-    new = Path(tempfile.mkdtemp(prefix="formatted.", dir=cache_directory()))
-    properties = new / "server.properties"
-    text = (_PACKAGE / "server.properties").read_text()
-    for name, value in {"PORT": 1, "CPORT": 2, "ADVERTISED": 1, "DATA": new / "data"}.items():
-        text = text.replace(f"@{name}@", str(value))
-    properties.write_text(text)
-    try:
+    with cache.unfinished_directory() as new:
+        properties = new / "server.properties"
+        text = (_PACKAGE / "server.properties").read_text()
+        for name, value in {"PORT": 1, "CPORT": 2, "ADVERTISED": 1, "DATA": new / "data"}.items():
+            text = text.replace(f"@{name}@", str(value))
+        properties.write_text(text)
         done = subprocess.run(
             [
                 java.executable(),
@@ -253,6 +255,4 @@ def _format() -> Path:
                 + (done.stderr.strip().splitlines() or ["no error message"])[-1]
             )
         cache.publish(new / "data", template)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     return template

@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from market_dev.stack import processes
+from market_dev.stack import cache, processes
 from market_dev.stack.servers import postgres_template
 from market_dev.stack.servers.base import Server, StartError
 
@@ -163,16 +163,14 @@ class Postgres(Server):
                 raise StartError(f"{target} belongs to another user: remove it, or set TMPDIR")
             return
         package = self.installed.root.parent
-        new = Path(tempfile.mkdtemp(prefix="market-pg-", dir=target.parent))
-        new.chmod(0o755)
-        # The wheel's libraries are beside the package, and are found by a relative path.
-        for folder in (package, package.with_name(f"{package.name}.libs")):
-            if folder.exists():
-                shutil.copytree(folder, new / folder.name, symlinks=True)
-        try:
-            new.rename(target)
-        except OSError:  # Another stack has just made the same copy.
-            shutil.rmtree(new, ignore_errors=True)
+        cache.remove_unfinished(target.parent)
+        with cache.unfinished_directory(target.parent) as new:
+            new.chmod(0o755)
+            # The wheel's libraries are beside the package, and are found by a relative path.
+            for folder in (package, package.with_name(f"{package.name}.libs")):
+                if folder.exists():
+                    shutil.copytree(folder, new / folder.name, symlinks=True)
+            cache.publish(new, target)
 
     def _run(
         self, args: Sequence[str | Path], *, text: str | None = None, cwd: Path, env: Mapping[str, str] | None = None

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from market_dev.stack.cache import cache_directory, publish
+from market_dev.stack.cache import cache_directory, publish, unfinished_directory
 from market_dev.stack.servers.base import StartError
 
 
@@ -44,24 +42,15 @@ def copy(source: Path, target: Path, owner: tuple[int, int] | None) -> None:
 
 def keep(cluster: Path, place: Path) -> None:
     """Make a copy of the cluster the template. If the cache cannot be written, there will be none."""
-    with suppress(OSError, StartError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=f"{place.name}.", dir=place.parent))
-        try:
-            copy(cluster, new, None)
-            # A template must not be found incomplete after a power failure.
-            subprocess.run(["sync", "--file-system", new], check=False)
-            publish(new, place)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
+    with suppress(OSError, StartError), unfinished_directory() as new:
+        copy(cluster, new, None)
+        # A template must not be found incomplete after a power failure.
+        subprocess.run(["sync", "--file-system", new], check=False)
+        publish(new, place)
 
 
 def discard(place: Path) -> None:
     """Remove a template that is not usable."""
-    with suppress(OSError):
-        # Under another name, so that another stack's copy in progress fails instead of missing files.
-        new = Path(tempfile.mkdtemp(prefix=f"{place.name}.", dir=place.parent))
-        try:
-            place.rename(new)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
+    # Under another name, so that another stack's copy in progress fails instead of missing files.
+    with suppress(OSError), unfinished_directory() as new:
+        place.rename(new)
