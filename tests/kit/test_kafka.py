@@ -16,11 +16,9 @@ from market.kit.config import Kafka
 from market.kit.kafka import (
     DeliveryResult,
     Producer,
-    client_settings,
-    consumer_settings,
-    producer_settings,
     watermark_offsets,
 )
+from market.kit.kafka_settings import client_settings, consumer_settings, producer_settings
 from market.kit.process.tasks import periodic_tasks
 from market.kit.topics import Topic, TopicKeeper, ensure_topics
 from tests.support.clocks import FakeClock
@@ -339,12 +337,12 @@ async def test_a_topic_that_cannot_be_created_is_logged_once_and_then_once_an_ho
 def test_options_reach_every_client_but_cannot_weaken_what_correctness_needs() -> None:
     config = Kafka(
         bootstrap_servers="broker:9092",
-        options={"security.protocol": "SASL_SSL", "acks": "1", "enable.auto.commit": "true", "linger.ms": "50"},
+        options={"security.protocol": "SSL", "acks": "1", "enable.auto.commit": "true", "linger.ms": "50"},
     )
     producer = producer_settings(config, "test", max_message_bytes=1, delivery_seconds=1, linger_seconds=0)
     consumer = consumer_settings(config, "test", "group", max_message_bytes=1)
     for settings in (client_settings(config, "test"), producer, consumer):
-        assert settings["security.protocol"] == "SASL_SSL"
+        assert settings["security.protocol"] == "SSL"
         assert settings["bootstrap.servers"] == "broker:9092"
     assert (producer["acks"], producer["linger.ms"]) == ("all", "50")
     assert consumer["enable.auto.commit"] is False

@@ -30,7 +30,7 @@ ForwardedHeader = Literal["x-forwarded-for", "forwarded"]
 
 
 class ConfigError(Exception):
-    """The configuration is invalid. The text is one line with file, key and reason."""
+    """The configuration is invalid. The text is one line with key and reason; that of `load` begins with the file."""
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -285,6 +285,11 @@ class Kafka(Section, frozen=True, kw_only=True):
             raise ValueError(
                 f"min_insync must be at most replication, which is {self.replication}, got {self.min_insync}"
             )
+        if self.options:
+            # Imported here, because librdkafka is installed only with the services that use Kafka.
+            from market.kit.kafka_settings import check_options
+
+            check_options(self)
 
 
 class HttpUpstream(Section, frozen=True, kw_only=True):

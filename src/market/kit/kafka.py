@@ -1,11 +1,10 @@
-"""Kafka: the settings that all clients share, and a producer for asyncio.
+"""Kafka: a producer for asyncio, and the offsets of a partition.
 
     producer = Producer(config.kafka, "market.orders", max_message_bytes=4_194_304, on_delivery=clear_outbox)
     producer.send("orders", value, key=b"...", headers=[], token=order_id)   # the result is passed to clear_outbox
     await producer.send_and_wait("orders.dead-letter", value)                # returns once acknowledged
 
-librdkafka runs callbacks in the thread that polls it. This module passes the results on to the event loop. The settings
-are documented at https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md.
+librdkafka runs callbacks in the thread that polls it. This module passes the results on to the event loop.
 """
 
 from __future__ import annotations
@@ -16,12 +15,13 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Producer as _Librdkafka
 
-from market.kit.config import Kafka
+from market.kit.config import ConfigError, Kafka
+from market.kit.kafka_settings import producer_settings, reason_for_refusal
 from market.kit.process import logs
 from market.kit.process.tasks import count_failure
 
@@ -29,8 +29,6 @@ Token = TypeVar("Token")
 Headers = Sequence[tuple[str, str | bytes | None]]
 log = logs.get_logger("kafka")
 
-# Room for the header of a batch, which a consumer fetches together with its messages.
-_OVERHEAD_BYTES = 65_536
 # The minimum time between two replacements of a librdkafka producer.
 _MIN_REPLACE_SECONDS = 1.0
 
@@ -53,63 +51,6 @@ _NO_LEADER = frozenset(
     {KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError._UNKNOWN_PARTITION}
 )
 _NO_LEADER_RETRY_SECONDS = 0.1
-
-
-def client_settings(config: Kafka, client_id: str) -> dict[str, Any]:
-    """Return the librdkafka settings that producers, consumers and admin clients share, `config.options` included."""
-    return {
-        "bootstrap.servers": config.bootstrap_servers,
-        "client.id": client_id,
-        # librdkafka logs only critical errors, because it would repeat others at each connection attempt. A producer's
-        # caller gets each failed delivery, and a consumer reports outages in its `error_cb`.
-        "log_level": 2,
-        "socket.connection.setup.timeout.ms": 3_000,
-        "reconnect.backoff.ms": 50,
-        "reconnect.backoff.max.ms": 250,
-        "topic.metadata.refresh.interval.ms": 30_000,
-        **config.options,
-    }
-
-
-def producer_settings(
-    config: Kafka, client_id: str, *, max_message_bytes: int, delivery_seconds: float, linger_seconds: float
-) -> dict[str, Any]:
-    """Return the settings of an idempotent producer.
-
-    `config.options` may override all settings but `acks`, `enable.idempotence` and `partitioner`.
-    """
-    delivery_ms = max(1, int(delivery_seconds * 1000))
-    return {
-        "message.max.bytes": max_message_bytes,
-        "linger.ms": linger_seconds * 1000,
-        "message.timeout.ms": delivery_ms,
-        "request.timeout.ms": min(10_000, delivery_ms),
-        "retry.backoff.ms": 50,
-        "retry.backoff.max.ms": 1_000,
-        # When this queue is full, `send` returns False.
-        "queue.buffering.max.messages": 20_000,
-        "queue.buffering.max.kbytes": 64 * 1024,
-        **client_settings(config, client_id),
-        "acks": "all",
-        "enable.idempotence": True,
-        # Kafka's clients have different defaults, but messages with the same key must get to the same partition.
-        "partitioner": "murmur2_random",
-    }
-
-
-def consumer_settings(config: Kafka, client_id: str, group: str, *, max_message_bytes: int) -> dict[str, Any]:
-    """Return the settings of a consumer that never commits automatically. Callers may add other settings.
-
-    group: the consumer group. librdkafka requires one, even if the consumer never joins it.
-    """
-    return {
-        "max.partition.fetch.bytes": max_message_bytes + _OVERHEAD_BYTES,
-        "queued.max.messages.kbytes": 16 * 1024,
-        **client_settings(config, client_id),
-        "group.id": group,
-        "enable.auto.commit": False,
-        "enable.auto.offset.store": False,
-    }
 
 
 def watermark_offsets(consumer: Consumer, partition: TopicPartition, *, deadline: float) -> tuple[int, int]:
@@ -143,6 +84,8 @@ class DeliveryResult:
 
 class Producer(Generic[Token]):
     """A librdkafka producer, and the thread that polls it. Must be constructed inside a running event loop.
+
+    Raises ConfigError if librdkafka refuses the settings.
 
     client_id: the name of this client in the broker's logs and metrics.
     max_message_bytes: the maximum size of a message, including key and headers. A larger message is not sent, and its
@@ -188,7 +131,11 @@ class Producer(Generic[Token]):
         self._created_at = 0.0
         # Replaced librdkafka producers whose last results have not been polled yet.
         self._retired: list[_Librdkafka] = []
-        self._librdkafka = self._create()
+        try:
+            self._librdkafka = self._create()
+        except KafkaException as e:
+            reason = reason_for_refusal(config, e)
+            raise ConfigError(f"kafka: librdkafka refuses the settings, kafka.options included: {reason}") from None
         self._thread = threading.Thread(target=self._poll, name=f"kafka {client_id}", daemon=True)
         self._thread.start()
 

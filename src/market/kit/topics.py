@@ -24,7 +24,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its stubs d
 )
 
 from market.kit.config import Kafka
-from market.kit.kafka import client_settings
+from market.kit.kafka_settings import client_settings
 from market.kit.process import logs
 
 log = logs.get_logger("kafka")

@@ -107,6 +107,10 @@ def run(
             sys.exit(runner.run(work) or 0)
     except KeyboardInterrupt:
         sys.exit(130)
+    except kit_config.ConfigError as e:
+        # Some settings are checked only when they are used.
+        print(f"market.{name}: {path}: {e}", file=sys.stderr)
+        sys.exit(2)
     except CommandError as e:
         log.error("command failed", command=args[0] if args else None, reason=str(e))
         sys.exit(1)

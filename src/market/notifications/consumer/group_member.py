@@ -19,7 +19,7 @@ from confluent_kafka import Message as KafkaMessage
 
 from market.contracts import events
 from market.kit.faults import Faults
-from market.kit.kafka import consumer_settings
+from market.kit.kafka_settings import consumer_settings
 from market.kit.process import logs
 from market.kit.process.health import Health
 from market.kit.process.tasks import FAILURES

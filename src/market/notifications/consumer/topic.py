@@ -9,7 +9,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollectio
 from confluent_kafka.admin import AdminClient
 
 from market.contracts import events
-from market.kit.kafka import client_settings, consumer_settings
+from market.kit.kafka_settings import client_settings, consumer_settings
 from market.notifications import config
 
 _CLIENT_ID = "market.notifications"

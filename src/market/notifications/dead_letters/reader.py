@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from market.contracts import events
-from market.kit.kafka import consumer_settings, watermark_offsets
+from market.kit.kafka import watermark_offsets
+from market.kit.kafka_settings import consumer_settings
 from market.notifications import config
 from market.notifications.dead_letters import writer
 from market.notifications.dead_letters.letters import ADDED_HEADERS, DeadLetter, DeadLetterLog, RecordPosition

@@ -11,7 +11,8 @@ from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, Kafka
 from confluent_kafka import Message as KafkaMessage
 
 from market.contracts import events
-from market.kit.kafka import consumer_settings, watermark_offsets
+from market.kit.kafka import watermark_offsets
+from market.kit.kafka_settings import consumer_settings
 from market.notifications import config
 from market.notifications.domain import FirstStart
 

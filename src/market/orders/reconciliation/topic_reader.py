@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from market.contracts import currency, events, money
 from market.kit.errors import Unavailable
-from market.kit.kafka import client_settings, consumer_settings
+from market.kit.kafka_settings import client_settings, consumer_settings
 from market.orders.config import Kafka
 from market.orders.reconciliation.scratch import ScratchDatabase
 
