@@ -28,6 +28,8 @@ fi
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
+# After Ctrl-C, advice about the network would be misleading.
+trap 'exit 130' INT
 echo "Installing the environment into .venv (once; about 200 MB) ..."
 if command -v uv >/dev/null; then
   # pip compiles to bytecode by default, uv only with this option; otherwise every start of a service would.
