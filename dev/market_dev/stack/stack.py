@@ -183,9 +183,9 @@ class Stack:
         used = {name: self.ports[name] for row in self.rows.values() for name in row.ports}
         busy = [f"{port} ({name})" for name, port in used.items() if not processes.is_free(port)]
         if busy:
-            raise StartError(
-                f"already in use: port{'s' * (len(busy) > 1)} {', '.join(busy)}; choose others with --port-base"
-            )
+            taken = f"port{'s' * (len(busy) > 1)} {', '.join(busy)}"
+            hint = 'choose others with --port-base N (make run ARGS="--port-base N")'
+            raise StartError(f"already in use: {taken}; {hint}")
         has_data = "kafka" in self.directory.versions()
         self.kafka_kind, reason = broker.choose(self.options.kafka, has_data=has_data)  # type: ignore[arg-type]
         if reason:
