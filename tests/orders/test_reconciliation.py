@@ -201,8 +201,8 @@ async def test_the_command_is_not_finished_without_its_temporary_file(service: S
 async def test_the_command_exits_with_2_if_the_topic_cannot_be_read(
     service: Service, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Shorter than the session, which librdkafka refuses for consumers only.
-    kafka = msgspec.structs.replace(service.config.kafka, options={"max.poll.interval.ms": "1"})
+    # More than this consumer fetches at a time, which librdkafka refuses for this consumer only.
+    kafka = msgspec.structs.replace(service.config.kafka, options={"message.max.bytes": "20000000"})
     config = msgspec.structs.replace(service.config, kafka=kafka)
     assert await command.run(config, ["--topic"]) == 2
     assert "; not finished: the topic cannot be read: " in capsys.readouterr().out
