@@ -17,6 +17,7 @@ from market.kit.clock import Clock
 from market.kit.errors import IdempotencyKeyReused, NotFound, Problem, Unavailable
 from market.kit.faults import Faults
 from market.kit.process import logs
+from market.kit.resilience import CircuitOpen
 from market.orders.clients import InventoryClient, ProductsClient
 from market.orders.domain import (
     CANCELLATION_BY_STATUS,
@@ -44,6 +45,9 @@ from market.orders.outcomes.explanations import (
     ADVICE_AFTER_CANCELLATION,
     ADVICE_WITH_KEY,
     ADVICE_WITHOUT_KEY,
+    OrderNotPlaced,
+    explain_failed_lookup,
+    explain_failed_read,
     explain_unknown_outcome,
     require_confirmed,
     unknown_status,
@@ -173,6 +177,9 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
             try:
                 await deps.orders.add(order)
                 break
+            except CircuitOpen as e:
+                # MongoDB has not seen the order: after an insert without a response, `add` does not try again.
+                raise OrderNotPlaced(e, has_key=idempotency_key is not None) from e
             except IdempotencyKeyTaken:
                 assert lookup is not None
                 if replay := await _replay(deps, lookup):
@@ -197,9 +204,10 @@ async def _replay(deps: Deps, lookup: KeyLookup) -> PlacedOrder | None:
     """Return the order that has the idempotency key, or None if the key is free. A pending order is advanced first.
 
     Raises IdempotencyKeyReused if the key was used with a different request. Raises OutOfStock or Unavailable if the
-    pending order was rejected, and Unavailable if its outcome is unknown.
+    pending order was rejected, Unavailable if its outcome is unknown, and OrderNotPlaced if the key was not looked up.
     """
-    holder = await deps.keys.find(lookup)
+    with explain_failed_lookup():
+        holder = await deps.keys.find(lookup)
     if holder is None:
         return None
     if holder.digest != lookup.digest:
@@ -241,14 +249,15 @@ async def _advance_pending(deps: Deps, order: Order) -> Order:
 async def cancel_order(deps: Deps, order_id: UUID) -> CancelledOrder:
     """Cancel the order, or leave it as it is if it was rejected.
 
-    Raises NotFound if there is no order that the caller may cancel. Raises Unavailable if it is unknown whether the
-    order is cancelled, or if the order has a status that only a newer version of the service knows.
+    Raises NotFound if there is no order that the caller may cancel. Raises Unavailable if the order could not be read,
+    if it is unknown whether it is cancelled, or if it has a status that only a newer version of the service knows.
     """
     with explain_unknown_outcome("cancelled", order_id, ADVICE_AFTER_CANCELLATION):
         # `get` may return an outdated order. That does no harm: a cancellation is applied only if the stored status is
         # still the same. If `get` finds no order, `get_latest` makes sure that there is none.
         owner = required_owner(CANCEL_ORDERS)
-        order = await deps.orders.get(order_id, owner) or await deps.orders.get_latest(order_id, owner)
+        with explain_failed_read(order_id):
+            order = await deps.orders.get(order_id, owner) or await deps.orders.get_latest(order_id, owner)
         if order is None:
             raise NotFound("order", order_id)
         order = await _cancel_until_ended(deps, order)
@@ -274,9 +283,7 @@ async def cancel_order(deps: Deps, order_id: UUID) -> CancelledOrder:
 
 
 async def _cancel_until_ended(deps: Deps, before: Order) -> Order:
-    """Cancel the order, and record the cancellation in the audit log.
-
-    If the status changes meanwhile, try again.
+    """Cancel the order, and record the cancellation in the audit log. If the status changes meanwhile, try again.
 
     Return the order. It is cancelled or rejected, or has a status that only a newer version knows.
     """

@@ -25,9 +25,55 @@ _REJECTION_CAUSES: Mapping[str | None, str] = {
 }
 
 
+class OrderNotPlaced(Unavailable):
+    """The request has stored no order. An earlier request with the same Idempotency-Key may have."""
+
+    def __init__(self, cause: Unavailable, *, has_key: bool) -> None:
+        if has_key:
+            detail = (
+                f"this request did not place the order: {cause}; repeat it with the same Idempotency-Key, because an "
+                "earlier request may have placed it"
+            )
+        else:
+            detail = f"the order was not placed: {cause}; place it again"
+        super().__init__(detail, retry_after=cause.retry_after)
+
+
 @contextmanager
 def explain_unknown_outcome(action: Literal["placed", "cancelled"], order_id: UUID, advice: str) -> Iterator[None]:
     """Add the order's id, what is unknown, and `advice` to an Unavailable that the block raises.
+
+    OrderNotPlaced, and an Unavailable that already has an order id, are not changed.
+    """
+    try:
+        yield
+    except OrderNotPlaced:
+        raise
+    except Unavailable as e:
+        if e.extension_members().get("order_id"):
+            raise
+        raise Unavailable(
+            f"it is unknown whether the order was {action}: {e}; {advice}",
+            retry_after=e.retry_after,
+            order_id=str(order_id),
+        ) from e
+
+
+@contextmanager
+def explain_failed_lookup() -> Iterator[None]:
+    """Raise OrderNotPlaced if the block, which looks up an Idempotency-Key, raises Unavailable.
+
+    The request must not have stored an order.
+    """
+    try:
+        yield
+    except Unavailable as e:
+        raise OrderNotPlaced(e, has_key=True) from e
+
+
+@contextmanager
+def explain_failed_read(order_id: UUID) -> Iterator[None]:
+    """Say that nothing was cancelled if the block, which reads the order to cancel, raises Unavailable.
 
     An Unavailable that already has an order id is not changed.
     """
@@ -37,7 +83,7 @@ def explain_unknown_outcome(action: Literal["placed", "cancelled"], order_id: UU
         if e.extension_members().get("order_id"):
             raise
         raise Unavailable(
-            f"it is unknown whether the order was {action}: {e}; {advice}",
+            f"this request did not cancel the order: {e}; {ADVICE_AFTER_CANCELLATION}",
             retry_after=e.retry_after,
             order_id=str(order_id),
         ) from e
