@@ -248,6 +248,35 @@ async def test_what_cannot_be_read_as_an_order_is_listed(own: Service) -> None:
     assert await retry(own, document["_id"]) == 503
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"outbox": {"0": {"refused": "too large"}}}, None),
+        ({"outbox": {"refused": "too large"}}, None),
+        ({"outbox": "too large"}, None),
+        ({"outbox": None}, None),
+        ({"outbox": ["?", None, 5, [{"refused": "nested"}], {"refused": "too large"}]}, "too large"),
+        ({"outbox": [{"refused": ["too", "large"]}]}, "['too', 'large']"),
+        ({"outbox": [{"refused": None}, {}]}, None),
+        ({"status": ["confirmed"], "user": {"name": "ada"}}, "MSG_SIZE_TOO_LARGE"),
+        ({"cancelled_at": [PAST], "rejected_at": "yesterday"}, "MSG_SIZE_TOO_LARGE"),
+    ],
+    ids=str,
+)
+async def test_an_order_with_unreadable_fields_is_listed_with_what_can_be_read(
+    own: Service, change: dict[str, Any], reason: str | None
+) -> None:
+    documents = [{**stuck(0), **change}, {**unsent(1), **change}, {**pending(2), **change, "status": "pending"}]
+    await own.documents.insert_many([*documents, stuck(3)])
+    found = await page(own)
+    assert [(i["kind"], i["order_id"], i.get("reason")) for i in found["items"][:-1]] == [
+        ("pending", str(documents[2]["_id"]), None),
+        ("unsent", str(documents[1]["_id"]), None),
+        ("stuck", str(documents[0]["_id"]), reason),
+    ]
+    assert found["items"][-1]["reason"] == "MSG_SIZE_TOO_LARGE"
+
+
 async def test_an_order_whose_end_is_not_a_date_is_listed(own: Service) -> None:
     document = {**release_due(0), "cancelled_at": "yesterday"}
     await own.documents.insert_one(document)

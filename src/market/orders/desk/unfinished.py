@@ -219,7 +219,7 @@ def _read(kind: Kind, d: documents.Document) -> _Found:
     since: Any = value
     if kind is Kind.RELEASE_DUE:
         since = next((at for at in (d.get("cancelled_at"), d.get("rejected_at")) if isinstance(at, datetime)), value)
-    refused = [str(entry["refused"]) for entry in d.get("outbox", ()) if entry.get("refused")]
+    refused = _rejections(d.get("outbox"))
     order = UnfinishedOrder(
         str(d["_id"]),
         kind.value,
@@ -231,6 +231,12 @@ def _read(kind: Kind, d: documents.Document) -> _Found:
     if isinstance(value, Timestamp):
         return _Found(order, value.time, value.inc)
     return _Found(order, (value - EPOCH) // timedelta(milliseconds=1), 0)
+
+
+def _rejections(outbox: object) -> list[str]:
+    """Return why Kafka rejected events in the outbox. What is not a list of entries is ignored."""
+    entries = [entry for entry in outbox if isinstance(entry, dict)] if isinstance(outbox, list) else []
+    return [str(entry["refused"]) for entry in entries if entry.get("refused")]
 
 
 def _as_datetime(value: datetime | Timestamp) -> datetime:
