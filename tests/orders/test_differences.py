@@ -110,6 +110,36 @@ def test_an_event_contradicts_an_order_that_was_never_confirmed(status: Status) 
     assert kinds(msgspec.structs.replace(ended, outbox=(entry,)), RELEASED, None) == [DifferenceType.EVENT_CONTRADICTS]
 
 
+@pytest.mark.parametrize(
+    ("outbox", "expected"),
+    [
+        # Only a newer version can publish the event, and after it those that this version knows.
+        ([("order.shipped", LONG_AGO, None)], [DifferenceType.EVENT_UNKNOWN_TYPE]),
+        (
+            [("order.shipped", LONG_AGO, None), (events.CANCELLED, LONG_AGO, None)],
+            [DifferenceType.EVENT_UNKNOWN_TYPE],
+        ),
+        # This version publishes the first event, but not the second one.
+        (
+            [(events.CREATED, LONG_AGO, None), ("order.shipped", LONG_AGO, None)],
+            [DifferenceType.EVENT_OVERDUE, DifferenceType.EVENT_UNKNOWN_TYPE],
+        ),
+        # The newer version may be about to publish it.
+        ([("order.shipped", NOW, None), (events.CANCELLED, NOW, None)], []),
+        ([(events.CREATED, LONG_AGO, None), (events.CANCELLED, LONG_AGO, None)], [DifferenceType.EVENT_OVERDUE] * 2),
+        # What waits behind a stuck event is not overdue.
+        ([(events.CREATED, LONG_AGO, "too large"), ("order.shipped", LONG_AGO, None)], [DifferenceType.EVENT_STUCK]),
+    ],
+    ids=str,
+)
+def test_an_unsent_event_is_overdue_only_if_this_version_can_publish_it(
+    outbox: list[tuple[str, datetime, str | None]], expected: list[DifferenceType]
+) -> None:
+    entries = tuple(OutboxEntry(ID, event_type, at, rejection=rejection) for event_type, at, rejection in outbox)
+    cancelled = order(status=Status.CANCELLED, ended_at=LONG_AGO, outbox=entries)
+    assert kinds(cancelled, RELEASED, None) == expected
+
+
 def test_an_order_in_flight_is_not_a_difference() -> None:
     pending = order(
         id=UUID(int=(int(NOW.timestamp() * 1000) + 1 << 80) + (7 << 76) + (2 << 62)),

@@ -45,9 +45,17 @@ async def test_each_difference_is_reported_and_repaired_if_its_repair_is_unambig
         await until(lambda: is_published(service, response.json()["id"]), what="published")
         return str(response.json()["id"])
 
-    intact, replaced, other_items, unsent, rejected_event, unfinished, unreleased, reservation_cancelled = [
-        await place() for _ in range(8)
-    ]
+    (
+        intact,
+        replaced,
+        other_items,
+        unsent,
+        rejected_event,
+        newer_event,
+        unfinished,
+        unreleased,
+        reservation_cancelled,
+    ) = [await place() for _ in range(9)]
     documents = service.documents
     # Damage each of them, as a restored backup or a manual change in the database would.
     for order_id in (replaced, reservation_cancelled):
@@ -61,6 +69,10 @@ async def test_each_difference_is_reported_and_repaired_if_its_repair_is_unambig
     await documents.update_one({"_id": UUID(unsent)}, {"$set": {"outbox": [old_entry]}})
     await documents.update_one(
         {"_id": UUID(rejected_event)}, {"$set": {"outbox": [{**old_entry, "refused": "too large"}]}}
+    )
+    await documents.update_one(
+        {"_id": UUID(newer_event)},
+        {"$set": {"outbox": [{**old_entry, "type": "order.shipped"}, old_entry], "unsent_since": old_entry["at"]}},
     )
     await documents.update_one(
         {"_id": UUID(unfinished)}, {"$set": {"status": "pending"}, "$unset": {"confirmed_at": 1}}
@@ -78,6 +90,7 @@ async def test_each_difference_is_reported_and_repaired_if_its_repair_is_unambig
         other_items: DifferenceType.ITEMS_DIFFER,
         unsent: DifferenceType.EVENT_OVERDUE,
         rejected_event: DifferenceType.EVENT_STUCK,
+        newer_event: DifferenceType.EVENT_UNKNOWN_TYPE,
         unfinished: DifferenceType.PENDING,
         unreleased: DifferenceType.NOT_RELEASED,
         without_order: DifferenceType.NO_ORDER,
@@ -98,6 +111,7 @@ async def test_each_difference_is_reported_and_repaired_if_its_repair_is_unambig
     assert repaired.differences_of(unreleased) == [("stock-not-released", True)]
     assert repaired.differences_of(unfinished) == [("order-still-pending", True)]
     assert repaired.differences_of(other_items) == [("reserved-items-differ", None)]
+    assert repaired.differences_of(newer_event) == [("event-of-unknown-type", None)]
     assert repaired.differences_of(reservation_cancelled) == [("confirmed-but-reservation-cancelled", None)]
     # Reserved again: 1. Released: 5 without an order, 1 of the cancelled order, 1 of the pending order.
     assert await stock.available(lamp) == available - 1 + 7
@@ -105,7 +119,8 @@ async def test_each_difference_is_reported_and_repaired_if_its_repair_is_unambig
     await until(lambda: is_published(service, unsent), what="published")
     await until(lambda: is_published(service, rejected_event), what="published")
     after = await reconcile(service)
-    assert {order_id for order_id in expected if after.differences_of(order_id)} == {other_items, reservation_cancelled}
+    unrepaired = {other_items, newer_event, reservation_cancelled}
+    assert {order_id for order_id in expected if after.differences_of(order_id)} == unrepaired
 
 
 async def test_events_missing_from_the_topic_are_published_again(

@@ -12,7 +12,7 @@ from msgspec import Struct
 from market.contracts import events
 from market.kit.text import pluralize
 from market.orders.clients import Reservation
-from market.orders.domain import Order, Status, to_contract
+from market.orders.domain import Order, OutboxEntry, Status, to_contract
 from market.orders.reconciliation.topic_reader import (
     CONTENT_HASH_SHIFT,
     CONTENTS_DIFFER,
@@ -37,6 +37,7 @@ class DifferenceType(StrEnum):
     ITEMS_DIFFER = "reserved-items-differ"
     EVENT_OVERDUE = "event-overdue"
     EVENT_STUCK = "stuck-event"
+    EVENT_UNKNOWN_TYPE = "event-of-unknown-type"
     EVENT_MISSING = "event-not-in-topic"
     EVENT_POSSIBLY_DELETED = "event-possibly-deleted"
     EVENTS_OUT_OF_ORDER = "events-out-of-order"
@@ -66,6 +67,8 @@ CAUSES = {
     DifferenceType.EVENT_OVERDUE: "Kafka is unavailable, or no relay is running",
     DifferenceType.EVENT_STUCK: "Kafka rejected the event for the reason given, most often the topic's "
     "max.message.bytes",
+    DifferenceType.EVENT_UNKNOWN_TYPE: "a newer version of orders has added the event, and only that version can "
+    "publish it and the events after it",
     DifferenceType.EVENT_MISSING: "the topic was recreated or lost data",
     DifferenceType.EVENT_POSSIBLY_DELETED: "messages published around that time were deleted from the topic, or the "
     "event is so old that consumers would no longer detect a duplicate. It is not published again, because it is "
@@ -174,15 +177,29 @@ def _describe_items(ordered: Sequence[tuple[str, int]], reserved: Sequence[tuple
     return f"product {product_id}: ordered {expected}, reserved {actual}{more}"
 
 
+def _compare_outbox(outbox: Sequence[OutboxEntry], thresholds: Thresholds) -> Iterable[Finding]:
+    stuck = [entry for entry in outbox if entry.rejection is not None]
+    for entry in stuck:
+        yield Finding(DifferenceType.EVENT_STUCK, f"{entry.event_type}: {entry.rejection}")
+    if stuck:
+        # An event that waits behind a stuck one is not overdue.
+        return
+    for entry in outbox:
+        is_overdue = entry.at < thresholds.unsent_before
+        detail = f"{entry.event_type}, unsent since {entry.at.isoformat()}"
+        if entry.event_type not in events.SEQUENCE:
+            if is_overdue:
+                yield Finding(DifferenceType.EVENT_UNKNOWN_TYPE, detail)
+            # The events after it wait for the newer version, too.
+            return
+        if is_overdue:
+            yield Finding(DifferenceType.EVENT_OVERDUE, detail)
+
+
 def _compare_events(order: Order, topic_state: int | None, thresholds: Thresholds) -> Iterable[Finding]:
     # Events of unknown types are left out: only newer versions can publish them.
     waiting = {entry.event_type for entry in order.outbox if entry.event_type in events.SEQUENCE}
-    for entry in order.outbox:
-        if entry.rejection is not None:
-            yield Finding(DifferenceType.EVENT_STUCK, f"{entry.event_type}: {entry.rejection}")
-        # An event that waits behind a stuck one is not overdue.
-        elif entry.at < thresholds.unsent_before and not any(e.rejection for e in order.outbox):
-            yield Finding(DifferenceType.EVENT_OVERDUE, f"{entry.event_type}, unsent since {entry.at.isoformat()}")
+    yield from _compare_outbox(order.outbox, thresholds)
     # The events that the order's state implies, and their times.
     expected: dict[str, datetime] = {}
     if order.status is Status.CONFIRMED or order.confirmed_at is not None:
