@@ -104,6 +104,8 @@ class Relay:
         # The orders in flight for which `publish` was called again. Once such an order is settled, its lease is
         # renewed, and its remaining events are sent.
         self._publish_again: set[UUID] = set()
+        # Whether the producer is being closed, or is closed.
+        self._closing = False
         # Set whenever an order is settled.
         self._settled = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -185,9 +187,20 @@ class Relay:
         return 0.0 if self._position is not None and self._failures == failures else self._interval_seconds
 
     async def close(self, timeout_seconds: float) -> None:
-        """Wait for events in flight, for at most `timeout_seconds`, and close the producer."""
+        """Wait for events in flight and those after them, for at most `timeout_seconds`, and close the producer.
+
+        From then on nothing is sent. If `publish` is called nevertheless, the lease is released for another relay.
+        """
+        end = time.monotonic() + timeout_seconds
         self._send_unsent()
-        await self.producer.close(timeout_seconds)
+        while (self._in_flight or self._tasks) and time.monotonic() < end:  # noqa: ASYNC110 - tasks start others
+            await asyncio.sleep(0.01)
+        # A closed producer would still send an event, but its acknowledgement would be lost. The event would be
+        # published again, so soon that it would be mailed twice.
+        self._closing = True
+        while self._unsent:
+            self._spawn(self._release_leases([self._unsent.popleft().id]))
+        await self.producer.close(max(0.0, end - time.monotonic()))
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1)
 
@@ -201,6 +214,9 @@ class Relay:
 
     def _send_soon(self, order: Order) -> None:
         """Send the order's event when the pause is over, together with those of other orders."""
+        if self._closing:
+            self._spawn(self._release_leases([order.id]))
+            return
         self._unsent.append(order)
         if len(self._unsent) >= _MAX_UNSENT:
             self._send_unsent()
