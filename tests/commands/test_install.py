@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "install.sh"
 def test_a_failed_installation_ends_with_advice_but_an_interrupted_one_does_not(
     installing: str, status: int, advises: bool, tmp_path: Path
 ) -> None:
-    # A project with an environment, and a program in place of uv that does not install anything.
+    # A project with an environment, and programs in place of uv, which does not install anything, and of df.
     for folder in ("scripts", "bin", ".venv/bin"):
         (tmp_path / folder).mkdir(parents=True)
     shutil.copy(SCRIPT, tmp_path / "scripts")
@@ -28,6 +28,9 @@ def test_a_failed_installation_ends_with_advice_but_an_interrupted_one_does_not(
     installer = tmp_path / "bin" / "uv"
     installer.write_text(f"#!/bin/sh\necho 'cannot resolve the host' >&2\n{installing}\n")
     installer.chmod(0o755)
+    disk = tmp_path / "bin" / "df"
+    disk.write_text("#!/bin/sh\necho 'Filesystem 1024-blocks Used Available'\necho 'disk 9000000 1 8999999'\n")
+    disk.chmod(0o755)
     done = subprocess.run(
         [tmp_path / "scripts" / "install.sh"],
         env={**os.environ, "PATH": f"{installer.parent}:{os.environ['PATH']}", "PYTHON": sys.executable},

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import time
 from importlib import import_module
 from ipaddress import ip_address
 from pathlib import Path
@@ -263,6 +265,7 @@ def test_a_topic_cannot_need_more_replicas_in_sync_than_it_has(tmp_path: Path, s
     ("options", "reason"),
     [
         ({"compression.codecc": "lz4"}, 'No such configuration property: "compression.codecc"'),
+        ({"sasl.pasword": "sasl"}, 'No such configuration property: "sasl.pasword"'),
         ({"sasl.pasword": "hush hush"}, 'No such configuration property: "sasl.pasword"'),
         ({"socket.timeout.ms": "abc"}, 'Invalid value for configuration property "socket.timeout.ms"'),
         ({"socket.timeout.ms": "5"}, '"socket.timeout.ms" value 5 is outside allowed range 10..300000'),
@@ -293,6 +296,32 @@ def test_an_option_that_librdkafka_refuses_is_reported_without_its_value(
     assert reason in line
     assert line.isprintable()
     assert "hush" not in line.removeprefix(str(file))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"metadata.broker.list": "127.0.0.1:{port}"},
+        {
+            "security.protocol": "sasl_plaintext",
+            "sasl.mechanism": "OAUTHBEARER",
+            "sasl.oauthbearer.method": "oidc",
+            "sasl.oauthbearer.client.id": "orders",
+            "sasl.oauthbearer.client.secret": "hush",
+            "sasl.oauthbearer.token.endpoint.url": "http://127.0.0.1:{port}/token",
+        },
+    ],
+)
+def test_checking_the_options_of_librdkafka_connects_to_nothing(tmp_path: Path, options: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        port = str(server.getsockname()[1])
+        options = {name: value.replace("{port}", port) for name, value in options.items()}
+        file = _with_options(tmp_path, "orders", options)
+        assert load(file, import_module("market.orders.config").Config, ENVIRONMENT).kafka.options == options
+        time.sleep(0.2)
+        with pytest.raises(BlockingIOError):
+            server.accept()
 
 
 @pytest.mark.parametrize("service", ["orders", "notifications"])

@@ -113,8 +113,8 @@ async def test_a_cancellation_that_mongodb_has_not_seen_is_reported_as_not_made(
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
     assert response.json()["order_id"] == placed["id"]
     assert response.json()["detail"] == (
-        "this request did not cancel the order: mongodb is unavailable; cancel it again, or read the order by its id "
-        "for the result"
+        "this request did not cancel the order: mongodb is unavailable; send the request again, or read the order by "
+        "its id, because an earlier request may have cancelled it"
     )
     assert (await own_service.http.get(f"/api/order/{placed['id']}")).json()["status"] == "confirmed"
     assert await stock.available(lamp) == 3

@@ -59,7 +59,7 @@ async def test_a_closed_relay_sends_nothing_and_leaves_events_to_other_relays(
         order_id = placed.json()["id"]
         await until(lambda: _is_unleased(closed, order_id), what="the lease is released")
         assert [e["type"] for e in (await get_document(closed, UUID(order_id)))["outbox"]] == ["order.created"]
-        assert closed.deps.relay.idle
+        await until(lambda: closed.deps.relay.idle, what="the order is settled")
         assert closed.deps.relay.producer.pending == 0
         async with serving(new_settings()) as other:
             await until(lambda: _has_no_outbox(other, order_id), what="published by the other relay")

@@ -59,7 +59,9 @@ async def test_a_client_that_disconnects_does_not_release_the_weight_of_a_read_t
             await until(lambda: in_flight() == 20 + 20 + 1)
             connected = connections()
             second.cancel()
-            await until(lambda: connections() == connected - 1)
+            await until(lambda: connections() < connected)
+        # Nothing is released a moment later, either.
+        await asyncio.sleep(0.05)
         assert in_flight() == 20 + 20 + 1
 
         gate.set()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_UNFINISHED = "market-unfinished-"
+# With the host's name, because on a network file system the locks of other hosts are not seen.
+_UNFINISHED = f"market-unfinished-{platform.node()}-"
 
 
 def cache_directory() -> Path:
@@ -69,7 +71,9 @@ def _make_locked(parent: Path) -> tuple[Path, int]:
         with suppress(FileNotFoundError):
             lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                # OSError: the file system has no locks. Then nobody removes the directory if this process is killed.
+                with suppress(OSError):
+                    fcntl.flock(lock, fcntl.LOCK_EX)
                 directory.stat()
             except BaseException:
                 os.close(lock)

@@ -6,6 +6,7 @@ The settings are documented at https://github.com/confluentinc/librdkafka/blob/m
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, Producer
@@ -28,6 +29,8 @@ _PYTHON_SETTINGS = frozenset(
         "throttle_cb",
     }
 )
+# Two names of the same option.
+_BROKERS = ("bootstrap.servers", "metadata.broker.list")
 # librdkafka compares these sizes in consumers only, and each consumer has its own.
 _SIZES = ("fetch.max.bytes", "message.max.bytes", "receive.message.max.bytes")
 # librdkafka permits this. Services have shorter times, with which it may still refuse an option such as linger.ms.
@@ -96,17 +99,21 @@ def consumer_settings(config: Kafka, client_id: str, group: str, *, max_message_
 def check_options(config: Kafka) -> None:
     """Raise ValueError if librdkafka refuses an option. The text shows no value, because it may be secret.
 
-    Creates a client of each kind. They connect to no broker.
+    Creates a client of each kind. They connect to no broker. With the method `oidc`, nothing is checked, because a
+    client requests a token from the issuer as soon as it exists.
     """
     if unusable := sorted(_PYTHON_SETTINGS & config.options.keys()):
         raise ValueError(f"kafka.options must be options of librdkafka, and {unusable[0]} is not one")
+    if config.options.get("sasl.oauthbearer.method", "").lower() == "oidc":
+        return
     producer = producer_settings(
         config, "check", max_message_bytes=1_000_000, delivery_seconds=_MAX_DELIVERY_SECONDS, linger_seconds=0
     )
     consumer = consumer_settings(config, "check", "check", max_message_bytes=1_000_000)
     admin = client_settings(config, "check")
     for settings in (producer, consumer, admin):
-        del settings["bootstrap.servers"]
+        for name in _BROKERS:
+            settings.pop(name, None)
     for name in _SIZES:
         consumer.pop(name, None)
     try:
@@ -123,9 +130,16 @@ def reason_for_refusal(config: Kafka, error: Exception) -> str:
     error: what the constructor of a client has raised
     """
     reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
-    for value in sorted(set(_parts(config)), key=len, reverse=True):
-        reason = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", "***", reason)
+    names = _any_of(config.options)
+    values = _any_of(_parts(config))
+    # The names stay readable, even if a value is a part of one.
+    reason = re.sub(rf"({names})|(?<!\w){values}(?!\w)", lambda found: found[1] or "***", reason)
     return f"{reason.strip()}; librdkafka's CONFIGURATION.md lists the options and their values"
+
+
+def _any_of(texts: Iterable[str]) -> str:
+    """Return a regular expression that matches each of the texts, the longest first, and nothing else."""
+    return "(?:" + ("|".join(re.escape(text) for text in sorted(set(texts), key=len, reverse=True)) or r"(?!)") + ")"
 
 
 def _parts(config: Kafka) -> list[str]:

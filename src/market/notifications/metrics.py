@@ -54,7 +54,7 @@ DEFERRALS = Counter(
 )
 THROTTLED_DOMAINS = Gauge(
     "market_notifications_throttled_domains",
-    "Throttled mail domains. Several mails to them in a row were deferred, so delivery attempts to them are limited.",
+    "Throttled mail domains. Several different mails to them in a row were deferred, so attempts are limited.",
 )
 DEFERRED_STALLED = Gauge(
     "market_notifications_deferred_stalled",

@@ -12,7 +12,7 @@ import subprocess
 import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.resources import files
 from pathlib import Path
 
@@ -129,8 +129,11 @@ class ApacheKafka(Server):
             sharing = [f"-XX:SharedArchiveFile={archive}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off"]
         else:
             # Written when this broker stops gracefully, and used from the next start on.
-            self._new_archive = self._archiving.enter_context(cache.unfinished_directory()) / archive.name
-            sharing = [f"-XX:ArchiveClassesAtExit={self._new_archive}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off"]
+            sharing = []
+            # A cache that cannot be written gets no archive.
+            with suppress(OSError):
+                self._new_archive = self._archiving.enter_context(cache.unfinished_directory()) / archive.name
+                sharing = [f"-XX:ArchiveClassesAtExit={self._new_archive}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off"]
         return processes.Command(
             [
                 java.executable(),

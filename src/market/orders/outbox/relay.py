@@ -189,7 +189,8 @@ class Relay:
     async def close(self, timeout_seconds: float) -> None:
         """Wait for events in flight and those after them, for at most `timeout_seconds`, and close the producer.
 
-        From then on nothing is sent. If `publish` is called nevertheless, the lease is released for another relay.
+        From then on the producer gets no event. If `publish` is called nevertheless, the lease is released for another
+        relay.
         """
         end = time.monotonic() + timeout_seconds
         self._send_unsent()

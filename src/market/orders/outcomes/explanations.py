@@ -16,6 +16,9 @@ ADVICE_WITHOUT_KEY = (
     "read the order by its id for the result; without an Idempotency-Key, ordering again may place a second order"
 )
 ADVICE_AFTER_CANCELLATION = "cancel it again, or read the order by its id for the result"
+ADVICE_AFTER_FAILED_READ = (
+    "send the request again, or read the order by its id, because an earlier request may have cancelled it"
+)
 
 # Why an order was rejected, in words for the client. OUT_OF_STOCK is missing, because it has an error of its own,
 # OutOfStock. The keys are text, because a newer version may have stored a reason that this version does not know.
@@ -83,7 +86,7 @@ def explain_failed_read(order_id: UUID) -> Iterator[None]:
         if e.extension_members().get("order_id"):
             raise
         raise Unavailable(
-            f"this request did not cancel the order: {e}; {ADVICE_AFTER_CANCELLATION}",
+            f"this request did not cancel the order: {e}; {ADVICE_AFTER_FAILED_READ}",
             retry_after=e.retry_after,
             order_id=str(order_id),
         ) from e
