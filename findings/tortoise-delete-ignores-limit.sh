@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Tortoise ORM: on SQLite and PostgreSQL, limit() and order_by() before delete() and update() are dropped, and all rows are changed.
 #
-# Expected: Job.filter(done=True).order_by("id").limit(1).delete() removes one row, since support for this was added in 2021
-# on request; where a database or an ORM cannot do it, there is an error, as in Django's ORM (TypeError).
-# Seen: by its source, the limit is part of the statement for MySQL; for SQLite, PostgreSQL and SQL Server it is left out silently. delete() removes all rows that match the filter, or the whole table without one, and update() changes all of them. Who cleans
-# up in batches, or lets each worker take one job with limit(1).update(), learns it from the number that is returned, if at all. The
-# same query set without delete() obeys the limit. The docstrings do not mention the databases.
+# Expected: Job.filter(done=True).order_by("id").limit(1).delete() removes one row, since support for this was added in 2021 on request;
+# where a database or an ORM cannot do it, there is an error, as in Django's ORM (TypeError).
+# Seen: by its source, the limit is part of the statement for MySQL; for SQLite, PostgreSQL and SQL Server it is left out silently. delete()
+# removes all rows that match the filter, or the whole table without one, and update() changes all of them. Who cleans up in batches, or
+# lets each worker take one job with limit(1).update(), learns it from the number that is returned, if at all. The same query set
+# without delete() obeys the limit. The docstrings do not mention the databases.
 #
 # Versions: tortoise-orm 1.1.9, aiosqlite 0.22.1, Python 3.11 with SQLite 3.40.1. Date: 2026-11-29.
 # Output seen:
