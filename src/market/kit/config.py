@@ -272,7 +272,10 @@ class Postgres(Section, frozen=True, kw_only=True):
 
 
 class Kafka(Section, frozen=True, kw_only=True):
-    """The brokers; `options` are additional librdkafka settings, such as security.protocol and sasl.username."""
+    """The brokers; `options` are additional librdkafka settings, such as security.protocol and sasl.username.
+
+    The services that use Kafka have a section of their own, which also checks the options: not all have librdkafka.
+    """
 
     bootstrap_servers: NonEmptyStr
     options: dict[str, str] = msgspec.field(default_factory=dict)
@@ -285,11 +288,6 @@ class Kafka(Section, frozen=True, kw_only=True):
             raise ValueError(
                 f"min_insync must be at most replication, which is {self.replication}, got {self.min_insync}"
             )
-        if self.options:
-            # Imported here, because librdkafka is installed only with the services that use Kafka.
-            from market.kit.kafka_settings import check_options
-
-            check_options(self)
 
 
 class HttpUpstream(Section, frozen=True, kw_only=True):

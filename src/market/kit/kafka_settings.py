@@ -102,6 +102,8 @@ def check_options(config: Kafka) -> None:
     Creates a client of each kind. They connect to no broker. With the method `oidc`, nothing is checked, because a
     client requests a token from the issuer as soon as it exists.
     """
+    if not config.options:
+        return
     if unusable := sorted(_PYTHON_SETTINGS & config.options.keys()):
         raise ValueError(f"kafka.options must be options of librdkafka, and {unusable[0]} is not one")
     if config.options.get("sasl.oauthbearer.method", "").lower() == "oidc":

@@ -11,6 +11,7 @@ from market.contracts import events
 from market.kit import config as kit_config
 from market.kit.auth.config import SignInConfig
 from market.kit.config import Admission, Http, NonEmptyStr, Port, Seconds, Section
+from market.kit.kafka_settings import check_options
 from market.kit.mail_address import parse_mail_address
 
 
@@ -46,6 +47,10 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     replay_missed: bool = True
     # When a partition is revoked, its messages in flight have this long to finish before its offset is committed.
     revoke_timeout_seconds: Seconds = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_options(self)
 
     @property
     def is_embedded_broker(self) -> bool:

@@ -11,6 +11,7 @@ from pymongo.uri_parser import parse_uri
 from market.kit import config as kit_config
 from market.kit.auth.config import ServiceIdentity, SignInConfig
 from market.kit.config import Admission, GrpcUpstream, Http, HttpUpstream, NonEmptyStr, Seconds, Section
+from market.kit.kafka_settings import check_options
 
 
 class MongoDB(Section, frozen=True, kw_only=True):
@@ -50,6 +51,10 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     # How long the command `migrate` waits for Kafka. If Kafka is not available by then, the service creates the topic
     # later.
     create_seconds: Seconds = 30.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_options(self)
 
 
 class Recovery(Section, frozen=True, kw_only=True):
