@@ -3,7 +3,7 @@
 #
 # Expected: as the changelog puts it, messages are buffered until the threshold or the timeout is reached: with `batch_size` 1000 and
 # `buffer_timeout` 1.0 s (what one gets without setting them), a message is sent after little more than a second, as with linger.ms.
-# Seen: each produce() starts the timeout anew; it is not the age of the oldest message but how long nothing has been produced. A service
+# Seen: each produce() restarts the timeout; it is not the age of the oldest message but how long nothing has been produced. A service
 # that produces twice a second never pauses for a second, so its first message is sent when the thousandth has come, after 8 minutes; and
 # a task that awaits a message's future waits as long. A program that ends without close() meanwhile loses up to 999 messages. With
 # less or with far more to send it does not show, and in a test with a single message neither.

@@ -4,9 +4,9 @@
 # Expected: produce() takes what Producer.produce() takes: its docstring says that `*args` and `**kwargs` are further parameters such as
 # partition; and a keyword that does not exist raises TypeError, as it does in Producer.
 # Seen: a partition that is given by position, the fourth parameter of Producer.produce(), is dropped: the message goes to the partition
-# of its key, and whoever relied on the partition for the order of messages, or reads only that one, misses it. `on_delivery` is dropped
-# as well: the callback is never called, neither for messages that were delivered nor for those that failed, so that code
-# moved from Producer no longer learns of lost messages. `partiton=3`, misspelt, is no error.
+# of its key, and a consumer that relies on the partition for the order of messages, or reads only that one, misses it. `on_delivery` is
+# dropped as well: the callback is never called, neither for messages that were delivered nor for those that failed, so that code moved
+# from Producer no longer learns of lost messages. `partiton=3`, misspelt, is no error.
 #
 # Versions: confluent-kafka 2.16.1 (librdkafka 2.16.0), Python 3.11, broker: the one built into librdkafka. Date: 2026-11-29.
 # Output seen:

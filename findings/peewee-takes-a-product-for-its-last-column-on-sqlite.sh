@@ -5,7 +5,7 @@
 # alias(), which only gives it a name. A row read as tuples() or scalar() needs no names at all, so that one leaves the alias out.
 # Seen: peewee looks at the name that SQLite gives such a column, its text, takes what is behind the last dot for a field of the model, and
 # converts the value as it does for that field. 19.99 * 3 is 59 where the quantity comes last, an int without its cents, and 19.99 / 3 is 6.
-# In an object or a dict it is the quantity itself: whoever reads id and price * quantity, and saves the object after a change,
+# In an object or a dict it is the quantity itself: a program that reads id and price * quantity, and saves the object after a change,
 # writes 59 as the quantity of the order line. A function around it, such as ROUND or SUM, gives the right amount.
 #
 # Versions: peewee 4.5.3, Python 3.11 with SQLite 3.40.1. Date: 2026-11-29.

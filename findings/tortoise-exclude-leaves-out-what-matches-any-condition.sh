@@ -4,7 +4,7 @@
 # Expected: exclude() is the opposite of filter(), which wants all conditions to be true: exclude(status="cancelled", paid=False) leaves out
 # the orders that are cancelled and unpaid, and each row is found either by filter() or by exclude(). So it is in Django's ORM, whose
 # interface Tortoise follows, and with the negated Q object of the same two conditions in Tortoise itself.
-# Seen: each condition is negated by itself, and the results are joined by AND. All cancelled orders and all unpaid ones are missing,
+# Seen: each condition is negated by itself, and the results are combined with AND. All cancelled orders and all unpaid ones are missing,
 # also those that have only one of the two properties: of four orders, one is left where three should be. Two Q objects as
 # arguments do the same, but one Q object with both conditions does not. There is no error; count() and update() are affected
 # alike, and delete() deletes less than it should. The docstring says only that NOT is put before the arguments.

@@ -19,12 +19,11 @@ _MAX_DOMAINS = 10_000
 class _DeferringDomain:
     """A domain whose last mail was deferred.
 
-    mails: the ids of the different mails that were deferred in a row; empty once the domain is throttled
+    mails: the ids of the different mails that were deferred in a row, at most as many as throttle the domain
     next_attempt_at: when the next attempt may be made, in seconds of the throttle's clock
     """
 
     mails: set[str] = field(default_factory=set)
-    throttled: bool = False
     next_attempt_at: float = 0.0
 
 
@@ -52,28 +51,26 @@ class DomainThrottle:
         """Record that a mail for the domain was deferred: by the mail server, or because the connection to it broke."""
         state = self._domains.setdefault(domain, _DeferringDomain())
         self._domains.move_to_end(domain)
-        if not state.throttled:
+        if not self._is_throttled(state):
             state.mails.add(mail_id)
-            if len(state.mails) == self._threshold:
-                state.throttled = True
-                state.mails.clear()
+            if self._is_throttled(state):
                 log.warning("domain defers mails, limiting attempts", domain=domain)
                 self._count_throttled(1)
         if len(self._domains) > _MAX_DOMAINS:
             _, oldest = self._domains.popitem(last=False)
-            self._count_throttled(-int(oldest.throttled))
+            self._count_throttled(-int(self._is_throttled(oldest)))
 
     def record_accepted(self, domain: str) -> None:
         """Record that the mail server accepted a mail for the domain. The domain is no longer throttled."""
         state = self._domains.pop(domain, None)
-        if state is not None and state.throttled:
+        if state is not None and self._is_throttled(state):
             log.info("domain accepts mails again", domain=domain)
             self._count_throttled(-1)
 
     def is_throttled(self, domain: str) -> bool:
         """Return whether delivery attempts to the domain are limited."""
         state = self._domains.get(domain)
-        return state is not None and state.throttled
+        return state is not None and self._is_throttled(state)
 
     def reserve(self, domain: str, max_seconds: float) -> float | None:
         """Reserve the next delivery attempt to the domain. Return the seconds until it may be made, 0 for immediately.
@@ -88,6 +85,9 @@ class DomainThrottle:
             return None
         state.next_attempt_at = attempt_at + self._interval_seconds
         return attempt_at - now
+
+    def _is_throttled(self, state: _DeferringDomain) -> bool:
+        return len(state.mails) >= self._threshold
 
     def _count_throttled(self, change: int) -> None:
         self._throttled += change

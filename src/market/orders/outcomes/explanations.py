@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 from uuid import UUID
 
@@ -42,24 +42,14 @@ class OrderNotPlaced(Unavailable):
         super().__init__(detail, retry_after=cause.retry_after)
 
 
-@contextmanager
-def explain_unknown_outcome(action: Literal["placed", "cancelled"], order_id: UUID, advice: str) -> Iterator[None]:
+def explain_unknown_outcome(
+    action: Literal["placed", "cancelled"], order_id: UUID, advice: str
+) -> AbstractContextManager[None]:
     """Add the order's id, what is unknown, and `advice` to an Unavailable that the block raises.
 
     OrderNotPlaced, and an Unavailable that already has an order id, are not changed.
     """
-    try:
-        yield
-    except OrderNotPlaced:
-        raise
-    except Unavailable as e:
-        if e.extension_members().get("order_id"):
-            raise
-        raise Unavailable(
-            f"it is unknown whether the order was {action}: {e}; {advice}",
-            retry_after=e.retry_after,
-            order_id=str(order_id),
-        ) from e
+    return _explain(f"it is unknown whether the order was {action}", order_id, advice)
 
 
 @contextmanager
@@ -74,22 +64,24 @@ def explain_failed_lookup() -> Iterator[None]:
         raise OrderNotPlaced(e, has_key=True) from e
 
 
-@contextmanager
-def explain_failed_read(order_id: UUID) -> Iterator[None]:
+def explain_failed_read(order_id: UUID) -> AbstractContextManager[None]:
     """Say that nothing was cancelled if the block, which reads the order to cancel, raises Unavailable.
 
     An Unavailable that already has an order id is not changed.
     """
+    return _explain("this request did not cancel the order", order_id, ADVICE_AFTER_FAILED_READ)
+
+
+@contextmanager
+def _explain(outcome: str, order_id: UUID, advice: str) -> Iterator[None]:
     try:
         yield
+    except OrderNotPlaced:
+        raise
     except Unavailable as e:
         if e.extension_members().get("order_id"):
             raise
-        raise Unavailable(
-            f"this request did not cancel the order: {e}; {ADVICE_AFTER_FAILED_READ}",
-            retry_after=e.retry_after,
-            order_id=str(order_id),
-        ) from e
+        raise Unavailable(f"{outcome}: {e}; {advice}", retry_after=e.retry_after, order_id=str(order_id)) from e
 
 
 def require_confirmed(order: Order) -> Order:
